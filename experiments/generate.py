@@ -66,7 +66,7 @@ def load_prompts(path: str, tokenizer: Any, *, window: int, long: str, format: s
     """Prompts of a file as arrays; what was dropped is printed."""
     found, told = formats.load_prompts(data.find(path, root), format)
     prompts, counts = data.encode_prompts(found, tokenizer, window=window, long=long)
-    print(f"{told.text()}" + "".join(f"; {reason}: {count}" for reason, count in counts.items()))
+    print(f"{told.text()}\n{prompts.length.size} prompts; left out: {data.counted(counts)}")
     return prompts
 
 

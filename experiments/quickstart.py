@@ -46,10 +46,10 @@ class Experiment:
     """Texts the base model learns from."""
     demonstrations: int = 2_000
     """Texts the SFT model learns from, of mixed quality."""
-    judged: int = 7_000
-    """Prompts with two samples that are compared."""
+    judged: int = 2_500
+    """Prompts whose samples are ranked."""
     samples: int = 4
-    """n of best-of-n, and samples a prompt in the evaluation."""
+    """Samples a prompt, for the judges and in the evaluation; also n of best-of-n."""
     judges: int = 8
     """Simulated people, each with noise and biases of their own; one of them ranks the samples of a prompt."""
     iterations: int = 40
@@ -120,7 +120,7 @@ def run_seed(cfg: Experiment) -> Outcome:
             tuned["folder"],
             files["prompts"],
             responses,
-            samples=2,
+            samples=cfg.samples,
             prompt_window=PROMPT,
             response_window=RESPONSE,
             sampling=sampling,
@@ -135,7 +135,7 @@ def run_seed(cfg: Experiment) -> Outcome:
             judge(cfg, responses, folder / "comparisons.jsonl"),
             window=PROMPT + RESPONSE + 1,
             batch=32,
-            epochs=3.0,
+            epochs=2.0,
             reference=responses,
             optimizer=replace(adam, lr=1e-3),
             **stage("reward_model"),

@@ -157,14 +157,15 @@ def main(cfg: Experiment) -> dict[str, Any]:
     model = replace(model, reward_mean=(), reward_std=())
     comparisons, told = formats.load(data.find(cfg.comparisons, cfg.data), cfg.format)
     print(told.text())
-    print("judged by", records.mix(comparisons))
     kept, held = records.split_by_prompt(comparisons, cfg.held_out, seed=cfg.seed)
     rows, pairs, counts = data.encode_pairs(to_pairs(kept, cfg, "training"), tokenizer, window=cfg.window)
     held_rows, held_pairs, held_counts = data.encode_pairs(
         to_pairs(held, cfg, "held-out"), tokenizer, window=cfg.window
     )
     reference = reference_responses(cfg, tokenizer, rows)
-    print(f"{len(pairs)} pairs to learn, {len(held_pairs)} held out by prompt; left out {dict(counts + held_counts)}")
+    left = data.counted(counts + held_counts)
+    judges = ", ".join(f"{kind} {count}" for kind, count in records.mix(comparisons).items())
+    print(f"{len(pairs)} pairs to learn, {len(held_pairs)} held out by prompt; left out: {left}; judged by: {judges}")
 
     forward = functools.partial(heads.reward, cfg=model)
     score_rows = jax.jit(forward)

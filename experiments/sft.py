@@ -74,15 +74,16 @@ def main(cfg: Experiment) -> dict[str, Any]:
     mesh = settings.make_mesh(cfg.mesh)
     model, params, tokenizer = session.language_model(cfg.model, cfg.compute, mesh)
     found, told = formats.load_demonstrations(data.find(cfg.demonstrations, cfg.data), cfg.format)
-    print(told.text(), records.mix(found))
+    print(told.text())
     encode = functools.partial(
         data.encode_demonstrations, tokenizer=tokenizer, window=cfg.window, completion_only=cfg.completion_only
     )
     kept, held = records.split_by_prompt(found, cfg.held_out, seed=cfg.seed)
     rows, counts = encode(kept)
     held_rows = encode(held)[0] if held else None
-    if counts:
-        print(dict(counts))
+    print(
+        f"{rows.length.size} demonstrations to learn, {len(held)} held out by prompt; left out: {data.counted(counts)}"
+    )
 
     def forward(params: Any, tokens: Any, length: Any) -> Any:
         states = transformer.hidden(params, tokens, length, cfg=model)[:, :-1]

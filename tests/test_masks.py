@@ -30,7 +30,7 @@ def test_response_mask_is_true_for_the_first_length_slots():
 def test_blank_zeroes_masked_slots_whatever_stood_there(cases):
     x, mask = cases
     oracles.agree(masks.blank, lambda x, mask: np.where(mask, x, 0.0), x, mask, atol=0, rtol=0)
-    # Op by op too: when it compiles x * mask as a whole, XLA happens to make a selection of it.
+    # Op by op too: where XLA compiles a product with a mask as a whole it happens to make a selection of it.
     few = jnp.array([[np.nan, np.inf, -np.inf, 7.0, 8.0]]), jnp.array([[False, False, False, False, True]])
     assert masks.blank(*few).tolist() == [[0, 0, 0, 0, 8]]
 

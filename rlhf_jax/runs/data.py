@@ -180,6 +180,11 @@ def score_encoder(
     return encode
 
 
+def counted(counts: Counter[str]) -> str:
+    """What the encoders above left out, in words: "12 longer than 64 tokens: dropped; 1 empty", or "nothing"."""
+    return "; ".join(f"{count} {reason}" for reason, count in counts.items()) or "nothing"
+
+
 def batch_rows(rows: int, size: int, *, seed: int, step: int) -> np.ndarray:
     """int64 [size]: the rows of batch number `step`, dealt from one permutation an epoch that depends on (seed,
     epoch) alone. Batches run over the end of an epoch into the next: no row is lost, none is seen twice in an epoch."""

@@ -67,6 +67,12 @@ def test_the_first_ratio_is_exactly_one(ppo_run):
     assert all(row["policy/ratio_deviation"] > 0 for row in ppo_run.metrics), "later steps must move the policy"
 
 
+def test_what_is_sampled_is_what_is_trained(ppo_run):
+    """Log-probabilities of the sampler (over a cache) and of the training forward, at the same temperature of 0.7."""
+    assert ppo_run.cfg.sampling.temperature == 0.7
+    assert all(row["mismatch/max"] < 1e-4 and row["mismatch/outside"] == 0 for row in ppo_run.metrics)
+
+
 def test_the_kl_is_zero_before_the_first_step_and_not_after(ppo_run):
     kls = [row["rollout/kl"] for row in ppo_run.metrics]
     assert kls[0] == 0 and kls[1] != 0 and kls[2] != 0
@@ -170,7 +176,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options_run(world, tmp_path, name):
+def test_options_run(world, tmp_path, monkeypatch, name):
     """Every setting away from its default, a few at a time; the first ratio stays 1 whatever they are."""
     options = dict(OPTIONS[name])
     chosen = dict(options.pop("ppo"))
@@ -182,11 +188,20 @@ def test_options_run(world, tmp_path, name):
     functions = tmp_path / "functions.py"
     functions.write_text((world.folder / "functions.py").read_text())
     rewards = {"seen": Reward(function=f"{functions}:witness"), "topic": Reward(function=f"{functions}:on_topic")}
+    penalties = []
+
+    def build_targets(*arguments):
+        targets = built(*arguments)
+        return lambda facts, kl_coef: penalties.append(kl_coef) or targets(facts, kl_coef=kl_coef)
+
+    built = ppo.build_targets
+    monkeypatch.setattr(ppo, "build_targets", build_targets)
     result = ppo.main(world.ppo(tmp_path / "run", rewards, ppo=world.settings(**chosen), **options))
     rows = lines(tmp_path / "run" / "metrics.jsonl")
     assert len(rows) == 2 and all(np.isfinite(list(row.values())).all() for row in rows)
     assert [row["policy/first_ratio_deviation"] for row in rows] == [0.0, 0.0]
     assert not same(hf.load(result["folder"])[1], hf.load(world.model)[1])
+    assert penalties == pytest.approx([0.0, 0.0] if chosen.get("kl_in") == "loss" else [0.05, 0.05])
     if chosen.get("reference_every"):
         assert [row["rollout/kl"] for row in rows] == [0.0, 0.0], "the reference follows the policy"
     else:

@@ -35,6 +35,12 @@ def test_the_loss_falls(sft_run):
     assert sft_run.result["sft/loss"] == losses[-1]
 
 
+def test_the_held_out_loss_falls_too(sft_run):
+    """What is said of other animals is learnt in part: far from one batch by heart."""
+    first = next(row["sft/loss"] for row in sft_run.metrics)
+    assert sft_run.result["sft/held_out_loss"] < first - 1
+
+
 def test_the_run_folder_holds_what_design_says(sft_run):
     steps = len(sft_run.metrics) - 1  # and a line for the held-out loss
     assert [row["iteration"] for row in sft_run.metrics] == list(range(steps + 1))

@@ -189,6 +189,7 @@ def test_invariant_04_the_sampler_and_the_trainer_agree():
     assert mask.sum() > 60 and {STOP_EOS, STOP_LENGTH} == set(found.stop.tolist())
     np.testing.assert_allclose(found.behaviour_logprobs[mask], logprobs[mask], atol=1e-4)
     assert found.behaviour_logprobs.max() <= 0
+    assert not mask.all() and not found.behaviour_logprobs[~mask].any() and not found.responses[~mask].any()
     ended = found.stop == STOP_EOS
     rows = np.flatnonzero(ended)
     assert set(found.responses[rows, found.length[rows] - 1].tolist()) <= set(CFG.eos_ids)

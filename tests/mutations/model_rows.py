@@ -259,7 +259,7 @@ ROWS: tuple[Mutation, ...] = (
     row("tokens-after-the-end", 18, ENGINE, "token = jnp.where(running, token, 0)", "token = jnp.where(running, token, token)",
         "a finished row goes on", "test_invariant_18_the_sampler_says_how_a_row_stopped"),
     row("logprobs-after-the-end", 18, ENGINE, "jnp.where(running, logprob, 0.0)", "logprob",
-        "log-probabilities in the padding", "test_invariant_18_the_sampler_says_how_a_row_stopped"),
+        "log-probabilities in the padding", "test_invariant_04_the_sampler_and_the_trainer_agree"),
     row("no-early-exit", 0, ENGINE, "return (loop.step < window) & ~jnp.all(loop.done)", "return loop.step < window",
         "the whole window is always decoded", "test_decoding_ends_with_the_last_running_row"),
     row("exit-with-the-first", 18, ENGINE, "~jnp.all(loop.done)", "~jnp.any(loop.done)", "the first EOS ends the batch",

@@ -29,7 +29,7 @@ ROWS: tuple[Mutation, ...] = (
         9,
         "masks.py",
         "return jnp.where(mask, x, jnp.zeros((), x.dtype))",
-        "return x * mask",
+        "return x * mask.astype(x.dtype)",
         f"{MASKS} blank_zeroes_masked_slots_whatever_stood_there",
         "0 · NaN is NaN",
     ),

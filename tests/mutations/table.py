@@ -5,7 +5,7 @@ one of `tests` fails; an import that breaks, a name that does not exist or a fix
 the smallest tests that can see it: each row is a pytest run of its own.
 """
 
-from tests.mutations import model_rows, ppo_rows
+from tests.mutations import model_rows, ppo_rows, script_rows
 from tests.mutations.mutation import Mutation
 
 __all__ = ["MUTATIONS", "Mutation"]
@@ -31,4 +31,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     *model_rows.ROWS,
     *ppo_rows.ROWS,
+    *script_rows.ROWS,
 )
