@@ -33,6 +33,13 @@ TIMEOUT = 300
 EVERYWHERE = ("__pycache__", ".*_cache", ".ipynb_checkpoints")
 AT_THE_TOP = (".git", ".venv*", ".cache", ".hypothesis", "runs", "wandb", "build", "dist", "*.egg-info")
 
+CACHED = {
+    "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "rlhf_jax_mutations"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
+"""Most programs of a row are those of the row before: compiling each once makes a run three times as fast."""
+
 # A failure that begins so says that the mutation broke the file, not that a test saw wrong behaviour.
 BROKEN = re.compile(r"(ImportError|ModuleNotFoundError|SyntaxError|NameError|AttributeError: module)\b")
 
@@ -65,7 +72,7 @@ def environment(tree: Path) -> dict[str, str]:
     the original could pass for that of a mutation of the same size and second.
     """
     path = os.pathsep.join([str(tree), str(tree / "experiments")])
-    return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": ""}
+    return {**os.environ, **CACHED, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": ""}
 
 
 def run_tests(tree: Path, tests: Sequence[str], *, first_failure: bool, jobs: int = 1) -> tuple[str, str]:
