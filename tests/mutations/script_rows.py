@@ -271,7 +271,7 @@ ROWS: tuple[Mutation, ...] = (
         "reward_model",
         "if all(pair.tie for pair in pairs):",
         "if False and all(pair.tie for pair in pairs):",
-        f"{REFUSALS} no_pair_has_a_winner",
+        f"{REFUSALS}::TestBeforeAnything no_pair_has_a_winner",
         "found out only after training, which is then lost",
     ),
     # --- evaluate.py ---------------------------------------------------------------------------------------------------
@@ -399,7 +399,7 @@ ROWS: tuple[Mutation, ...] = (
         "session",
         "    if model.axes:\n",
         "    if False and model.axes:\n",
-        f"{REFUSALS} a_reward_model_is_no_policy",
+        f"{REFUSALS}::TestBeforeAnything a_reward_model_is_no_policy",
         "a reward model is taken for a policy and fails in the midst of it",
     ),
 )
