@@ -9,8 +9,6 @@ import json
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,10 @@ from jaxtyping import Array
 
 from rlhf_jax import sharding
 from rlhf_jax.errors import UserError
-from rlhf_jax.model import hf_config, hf_files, hf_tensors, transformer
+from rlhf_jax.model import hf_config, hf_files, hf_place, hf_tensors, transformer
 from rlhf_jax.model.config import ModelConfig
 from rlhf_jax.model.hf_files import CONFIG, GENERATION
 from rlhf_jax.types import Params
-
-Spans = tuple[hf_tensors.Span, ...]
 
 MAX_SHARD_BYTES = 5_000_000_000
 """Size of a weights file above which a new checkpoint is cut, as in transformers 4."""
@@ -71,14 +67,9 @@ def load(
 
     params = {}
     for param, spec in specs.items():
-        read = _reader(weights, table, param, cfg, wanted)
-        if mesh is None:
-            whole = tuple((0, size) for size in spec.shape)
-            params[param] = jax.block_until_ready(jnp.asarray(read(whole)))  # one copy on its way at a time
-        else:
-            place, slices = sharding.of(spec.axes, spec.shape, mesh), partial(_spans, shape=spec.shape)
-            callback = partial(lambda read, slices, index: read(slices(index)), read, slices)
-            params[param] = jax.make_array_from_callback(spec.shape, place, callback, dtype=wanted)
+        read, axis = _reader(weights, table, param, cfg, wanted)
+        place = None if mesh is None else sharding.of(spec.axes, spec.shape, mesh)
+        params[param] = hf_place.build(spec.shape, wanted, place, read, axis)
     kept = {name for name in weights.headers if not hf_tensors.IGNORED[cfg.family].fullmatch(name)}
     source = {"texts": texts, "layout": hf_files.layout(weights, kept)}
     return dataclasses.replace(cfg, source=json.dumps(source)), params
@@ -204,14 +195,11 @@ def _float_type(dtype: Any) -> np.dtype:
     return wanted
 
 
-def _spans(index: tuple[slice, ...], shape: tuple[int, ...]) -> Spans:
-    return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
-
-
 def _reader(
     weights: hf_files.Weights, table: dict[str, hf_tensors.Tensor], param: str, cfg: ModelConfig, dtype: np.dtype
-) -> Callable[[Spans], np.ndarray]:
-    """A function from the spans of a parameter to its numbers, read from the one tensor or the tensor of each layer."""
+) -> tuple[hf_place.Read, int]:
+    """A function from the spans of a parameter to its numbers, read from the one tensor or the tensor of each layer;
+    and the dimension along which they lie one after the other in the files."""
     names = [name for name, tensor in table.items() if param in tensor.row.paths]
     row = table[names[0]].row
     letters, part = hf_tensors.sizes(cfg, len(row.paths)), row.paths.index(param)
@@ -231,8 +219,7 @@ def _reader(
             raise UserError(f"{weights.folder}: {name} holds NaN or infinity{cast}")
         return ours
 
-    @cache  # devices that hold the same slice share one reading
-    def read(spans: Spans) -> np.ndarray:
+    def read(spans: hf_place.Spans) -> np.ndarray:
         if not layered:
             return block(names[0], dict(zip(row.ours, spans, strict=True)))
         (low, high), rest = spans[0], dict(zip(row.ours, spans[1:], strict=True))
@@ -241,7 +228,7 @@ def _reader(
             out[place] = block(names[layer], rest)
         return out
 
-    return read
+    return read, 0 if layered else row.ours.index(row.theirs.removeprefix("c")[0])
 
 
 def _check_params(params: Params, shapes: dict[str, tuple[int, ...]]) -> None:
