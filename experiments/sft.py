@@ -35,8 +35,8 @@ class Experiment:
     """Folder of data files; RLHF_JAX_DATA is another."""
     format: str = "auto"
     """Of the demonstrations' file, where its keys do not tell."""
-    completion_only: bool = True
-    """Learn the completion (with its EOS) alone, not the prompt."""
+    learn: str = "completion"
+    """What is learnt: the "completion" with its EOS, every turn of the "assistant", or "all"."""
     window: int = 256
     """Tokens of prompt and completion at most; longer ones are dropped and counted."""
     seed: int = 0
@@ -66,6 +66,7 @@ class Experiment:
             config.non_negative(name, getattr(self, name))
         config.positive("epochs", self.epochs)
         config.between("held_out", self.held_out, 0, 0.9)
+        config.choice("learn", self.learn, data.LEARN)
         check_division(self.batch, 1, self.microbatches)
 
 
@@ -75,9 +76,7 @@ def main(cfg: Experiment) -> dict[str, Any]:
     model, params, tokenizer = session.language_model(cfg.model, cfg.compute, mesh)
     found, told = formats.load_demonstrations(data.find(cfg.demonstrations, cfg.data), cfg.format)
     print(told.text())
-    encode = functools.partial(
-        data.encode_demonstrations, tokenizer=tokenizer, window=cfg.window, completion_only=cfg.completion_only
-    )
+    encode = functools.partial(data.encode_demonstrations, tokenizer=tokenizer, window=cfg.window, learn=cfg.learn)
     kept, held = records.split_by_prompt(found, cfg.held_out, seed=cfg.seed)
     rows, counts = encode(kept)
     held_rows = encode(held)[0] if held else None

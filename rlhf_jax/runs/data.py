@@ -1,4 +1,4 @@
-"""From records to arrays: templates, EOS, padding, and an order that depends on (seed, epoch, index) alone."""
+"""From records to arrays: windows, padding, and an order that depends on (seed, epoch, index) alone."""
 
 import os
 from collections import Counter
@@ -11,15 +11,8 @@ import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import records
+from rlhf_jax.runs.chat import assistant_mask, encode_prompt, encode_response
 from rlhf_jax.types import Demonstrations, Pairs, Prompts
-
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '\n\nHuman: ' if message['role'] == 'user' else '\n\nAssistant: ' if message['role'] == 'assistant' else '' }}"
-    "{{ message['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\n\nAssistant: ' }}{% endif %}"
-)
-"""For conversations where the tokenizer has no chat template: the transcript form of the HH-RLHF data."""
 
 
 def find(path: str, root: str = "") -> str:
@@ -30,42 +23,6 @@ def find(path: str, root: str = "") -> str:
             return str(place)
     looked = ", ".join(str(place) for place in places)
     raise UserError(f"no data at {looked}; give --data FOLDER or set RLHF_JAX_DATA to where '{path}' lies")
-
-
-def render(tokenizer: Any, messages: Sequence[dict[str, str]], *, answer: bool) -> str:
-    """The conversation as text, special tokens included; with `answer`, up to where the assistant begins to speak."""
-    template = None if tokenizer.chat_template else PLAIN_TEMPLATE
-    return tokenizer.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=answer, chat_template=template
-    )
-
-
-def encode_prompt(tokenizer: Any, prompt: records.Messages) -> list[int]:
-    """Ids of a prompt. A conversation goes through the chat template, whose special tokens are the only ones: never
-    two BOS. Plain text (role "text") is tokenized as it is, with the tokenizer's own BOS and without an EOS."""
-    if prompt[0]["role"] == "text":
-        ids = list(tokenizer(prompt[0]["content"])["input_ids"])
-        while ids and ids[-1] == tokenizer.eos_token_id:
-            ids.pop()
-        return ids
-    return list(tokenizer(render(tokenizer, prompt, answer=True), add_special_tokens=False)["input_ids"])
-
-
-def encode_response(tokenizer: Any, prompt: records.Messages, response: str) -> list[int]:
-    """Ids of a response to the prompt, ending with exactly one EOS. They are what a policy would have sampled: the
-    response is tokenized apart from the prompt. UserError if the template does not begin an answered conversation
-    as it begins the question.
-    """
-    text = response
-    if prompt[0]["role"] != "text":
-        before = render(tokenizer, prompt, answer=True)
-        after = render(tokenizer, [*prompt, {"role": "assistant", "content": response}], answer=False)
-        if not after.startswith(before):
-            raise UserError("the chat template changes the prompt once it is answered; use one that only adds to it")
-        text = after[len(before) :]
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    eos = tokenizer.eos_token_id
-    return [*ids[: ids.index(eos)], eos] if eos in ids else [*ids, eos]
 
 
 def pad(rows: Sequence[Sequence[int]], window: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,29 +91,37 @@ def encode_pairs(
     )
 
 
+LEARN = ("completion", "assistant", "all")
+"""What a demonstration teaches: its completion, also the assistant's earlier turns in its prompt, or all but token 0."""
+
+
 def encode_demonstrations(
-    demonstrations: Sequence[records.Demonstration], tokenizer: Any, *, window: int, completion_only: bool = True
+    demonstrations: Sequence[records.Demonstration], tokenizer: Any, *, window: int, learn: str = "completion"
 ) -> tuple[Demonstrations, Counter[str]]:
-    """Prompt, completion and one EOS a row; the loss is on the completion (and, if not `completion_only`, on the
-    prompt)."""
+    """Prompt, completion and one EOS a row, with the loss on what `learn` says (one of LEARN)."""
     counts: Counter[str] = Counter()
-    rows, starts = [], []
+    rows, masks = [], []
     for example in demonstrations:
         prompt = encode_prompt(tokenizer, example.prompt)
         ids = prompt + encode_response(tokenizer, example.prompt, example.completion)
         if len(ids) > window:
             counts[f"longer than {window} tokens: dropped"] += 1
             continue
+        mask = np.arange(len(ids)) >= (1 if learn == "all" else len(prompt))
+        if learn == "assistant":
+            mask[: len(prompt)] = assistant_mask(tokenizer, example.prompt)
+            mask[0] = False
         rows.append(ids)
-        starts.append(len(prompt) if completion_only else 1)
+        masks.append(mask)
     if not rows:
         raise UserError(
             f"no demonstration is left of {len(demonstrations)} ({dict(counts)}); the window is {window} tokens"
         )
     tokens, length = pad(rows, window)
-    position = np.arange(window)[None]
-    mask = (position >= np.array(starts)[:, None]) & (position < length[:, None])
-    return Demonstrations(tokens, length, mask), counts
+    loss_mask = np.zeros(tokens.shape, bool)
+    for row, mask in zip(loss_mask, masks, strict=True):
+        row[: mask.size] = mask
+    return Demonstrations(tokens, length, loss_mask), counts
 
 
 def score_encoder(

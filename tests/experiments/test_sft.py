@@ -73,20 +73,20 @@ def test_the_saved_model_is_whole(world, sft_run):
 
 
 @pytest.mark.parametrize("prompt", [CHAT, PLAIN], ids=["conversation", "plain text"])
-@pytest.mark.parametrize("completion_only", [True, False])
-def test_what_is_learnt_is_the_completion_and_one_eos(world, prompt, completion_only):
+@pytest.mark.parametrize("learn", ["completion", "all"])
+def test_what_is_learnt_is_the_completion_and_one_eos(world, prompt, learn):
     words = hf.tokenizer(world.model)
     rows, counts = data.encode_demonstrations(
         [records.Demonstration(prompt, ANSWER, source_kind="human")],
         words,
         window=TEXT,
-        completion_only=completion_only,
+        learn=learn,
     )
     ids, length = rows.tokens[0].tolist(), int(rows.length[0])
     assert not counts and ids.count(words.bos_token_id) == (prompt is CHAT)
     assert ids.index(words.eos_token_id) == length - 1 and ids.count(words.eos_token_id) == 1
     learnt = words.decode(np.array(ids)[rows.loss_mask[0]])
-    if completion_only:
+    if learn == "completion":
         assert learnt == f"{ANSWER}<eos>"
     else:
         assert learnt == words.decode(ids[1:length])  # nothing predicts the first token

@@ -10,6 +10,7 @@ from rlhf_jax.algorithms import rollout
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import records
 from rlhf_jax.playground import tokenizer as words
+from rlhf_jax.runs import chat as chat_ids
 from rlhf_jax.runs import data
 
 TEXTS = ["the cat sat on the mat", "a dog ran", "Human: Assistant: user assistant", "sat", "ran"]
@@ -134,7 +135,7 @@ def test_a_demonstration_is_learnt_from_its_completion_on_the_eos_included():
         [records.Demonstration(chat("the cat"), "sat on", source_kind="human")],
         tokenizer("chat"),
         window=12,
-        completion_only=False,
+        learn="all",
     )
     assert whole.loss_mask[0].tolist() == [1 <= t < size for t in range(12)]
 
@@ -152,9 +153,9 @@ def test_invariant_07_a_tokenizer_whose_padding_is_its_eos_gives_the_same_rows_a
 
 def test_a_conversation_without_a_template_is_a_transcript():
     prompt = (*chat("the cat"), {"role": "assistant", "content": "sat"}, {"role": "user", "content": "a dog"})
-    text = data.render(tokenizer("adds"), prompt, answer=True)
-    assert text == "\n\nHuman: the cat\n\nAssistant: sat\n\nHuman: a dog\n\nAssistant: "
-    assert text_of("adds", data.encode_response(tokenizer("adds"), prompt, "ran")) == "ran<eos>"
+    text = chat_ids.render(tokenizer("adds"), prompt, answer=True)
+    assert text == "\n\nHuman: the cat\n\nAssistant: sat\n\nHuman: a dog\n\nAssistant:"
+    assert text_of("adds", data.encode_response(tokenizer("adds"), prompt, "ran")) == " ran<eos>"
 
 
 def test_a_template_that_rewrites_the_prompt_once_it_is_answered_is_refused():
