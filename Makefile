@@ -19,7 +19,7 @@ help: ## show this list
 	@echo "make <target>   (PYTHON=python3.12 chooses the interpreter, ARGS='-k gae' goes to pytest, JOBS=4 sets workers)"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
 
-quickstart: $(VENV)/.installed ## install, then the whole loop in a small made world, about 5 minutes on 2 cores
+quickstart: $(VENV)/.installed ## install, then the whole loop in a small made world, about 4 minutes on 2 cores
 	$(RUN) experiments/quickstart.py $(ARGS)
 
 test: $(VENV)/.installed-test ## every fast test, at most 10 minutes on 2 cores
