@@ -1231,6 +1231,15 @@ ROWS: tuple[Mutation, ...] = (
         "completion only",
     ),
     row(
+        "value-loss-a-little-heavier",
+        49,
+        "algorithms/ppo.py",
+        "total = policy_terms + value_coef * value_terms",
+        "total = policy_terms + 1.01 * value_coef * value_terms",
+        "tests/algorithms/test_ppo.py invariant_49_a_hundred_steps_give_the_recorded_metrics",
+        "a small change of the arithmetic that no closed form sees",
+    ),
+    row(
         "earlier-answers-not-learnt",
         0,
         "runs/data.py",
