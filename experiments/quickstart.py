@@ -218,9 +218,9 @@ def main(cfg: Experiment) -> dict[str, Any]:
     )
     seconds = time.perf_counter() - began
     print(f"{seconds / 60:.1f} minutes; report: {page}")
-    found = {"rows": rows, "gains": gains, "accuracies": accuracies, "seconds": seconds}
-    (Path(cfg.out) / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-    return found
+    result = {"rows": rows, "gains": gains, "accuracies": accuracies, "seconds": seconds}
+    (Path(cfg.out) / "results.json").write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 if __name__ == "__main__":
