@@ -3,6 +3,7 @@
 Neither sees the prompt. A reward model that scores no better than these has learnt no more than these.
 """
 
+import functools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, sparse
+from scipy.sparse import linalg as splinalg
 from scipy.special import expit
 
 from rlhf_jax.errors import UserError
@@ -121,7 +123,7 @@ def logistic(
     """The theta [features] that minimises the weighted cross-entropy of sigma(x theta) plus (penalty / 2) |theta|^2.
 
     x is [n, features], labels are probabilities. Newton's method in a trust region, until the gradient has shrunk to
-    1e-8 of what it was at 0 (RuntimeError if it does not). Raises UserError for a penalty of 0 or below: no minimum
+    1e-8 of what it was at 0 or to its rounding (RuntimeError if it does not). Raises UserError for a penalty of 0 or below: no minimum
     need exist.
     """
     if not penalty > 0:
@@ -141,12 +143,24 @@ def logistic(
     first = float(np.linalg.norm(gradient(start)))
     if first == 0:
         return start
+    rounding = 1e-12 * float(np.linalg.norm(abs(x).T @ weights))
+    enough = max(1e-8 * first, rounding)
     found = optimize.minimize(
-        value, start, method="trust-ncg", jac=gradient, hessp=curvature, options={"gtol": 1e-8 * first, "maxiter": 1000}
+        value, start, method="trust-ncg", jac=gradient, hessp=curvature, options={"gtol": enough, "maxiter": 1000}
     )
-    if np.linalg.norm(gradient(found.x)) > 1e-6 * first:
+    # A trust region ends where the value's own rounding hides its decrease; Newton's steps need no value.
+    theta = np.asarray(found.x)
+    for _ in range(10):
+        slope = gradient(theta)
+        if np.linalg.norm(slope) <= enough:
+            return theta
+        operator = splinalg.LinearOperator(
+            (theta.size, theta.size), matvec=functools.partial(curvature, theta), dtype=theta.dtype
+        )
+        theta = theta - splinalg.cg(operator, slope, rtol=1e-10)[0]
+    if np.linalg.norm(gradient(theta)) > 100 * enough:
         raise RuntimeError(f"logistic regression did not converge: {found.message}")
-    return np.asarray(found.x)
+    return theta
 
 
 def _loss(z: NDArray[np.float64], labels: NDArray[np.float64], weights: NDArray[np.float64]) -> float:

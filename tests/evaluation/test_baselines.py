@@ -83,6 +83,17 @@ def test_logistic_of_one_feature():
         assert found[0] == pytest.approx(optimize.brentq(slope, -50, 50, xtol=1e-14), rel=1e-6)
 
 
+def test_logistic_under_a_penalty_so_heavy_that_the_value_no_longer_falls():
+    """Here a trust region gives up at a gradient above the asked one: what is left to gain is below the value's rounding."""
+    rng = np.random.default_rng(34)
+    shape = int(rng.integers(3, 200)), int(rng.integers(2, 60))
+    x = rng.integers(-2, 3, shape).astype(float)
+    labels, weights = rng.integers(0, 2, shape[0]).astype(float), rng.random(shape[0])
+    theta = logistic(sparse.csr_matrix(x), labels, weights, 1e5)
+    slope = x.T @ (weights * (1 / (1 + np.exp(-x @ theta)) - labels)) + 1e5 * theta
+    assert np.linalg.norm(slope) < 1e-8 * np.linalg.norm(x.T @ (weights * (0.5 - labels)))
+
+
 def test_logistic_is_at_the_minimum():
     rng = np.random.default_rng(1)
     x, labels, weights = rng.poisson(0.5, (80, 30)) - 0.5, rng.random(80), rng.random(80)

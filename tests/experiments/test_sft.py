@@ -7,7 +7,8 @@ import sft
 from rlhf_jax.feedback import formats, records
 from rlhf_jax.model import hf
 from rlhf_jax.runs import checkpoint, config, data
-from tests.experiments.conftest import TEXT, lines
+from rlhf_jax.types import Demonstrations
+from tests.experiments.conftest import TEXT, lines, optimised
 from tests.model import decoder_oracle as oracle
 
 QUESTION, ANSWER = "What does the otter eat?", "The otter eats fish."
@@ -115,3 +116,28 @@ def test_a_tokenizer_that_adds_special_tokens_adds_none_to_a_conversation(world)
         answer = data.encode_response(words, prompt, ANSWER)
         assert answer.count(words.eos_token_id) == 1 and answer[-1] == words.eos_token_id
         assert words.bos_token_id not in answer
+
+
+def test_the_held_out_loss_counts_tokens_not_batches():
+    """A batch of long answers and one of a short one, filled up: 9 tokens at 1 nat, 1 token at 3."""
+    rows = Demonstrations(np.zeros((3, 6), np.int32), np.array([6, 6, 2]), np.arange(6) >= np.array([[2], [1], [1]]))
+    rows = rows.replace(loss_mask=rows.loss_mask & (np.arange(6) < rows.length[:, None]))
+    assert rows.loss_mask.sum(1).tolist() == [4, 5, 1]
+
+    def evaluate(params, batch):
+        return 3.0 if batch.loss_mask.sum() == 1 else 1.0
+
+    assert sft.held_out_loss(evaluate, {}, rows, 2) == pytest.approx((9 * 1.0 + 1 * 3.0) / 10)
+
+
+def test_every_step_sees_the_next_rows(world, tmp_path, monkeypatch):
+    steps = []
+
+    def batch_rows(*arguments, step, deal=data.batch_rows, **keywords):
+        steps.append(step)
+        return deal(*arguments, step=step, **keywords)
+
+    monkeypatch.setattr(data, "batch_rows", batch_rows)
+    with optimised(False):
+        sft.main(world.sft(tmp_path / "run", epochs=0.5, save_every=0))
+    assert len(steps) > 1 and steps == list(range(len(steps)))

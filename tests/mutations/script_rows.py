@@ -143,7 +143,7 @@ ROWS: tuple[Mutation, ...] = (
         "sft",
         "count = float(sft.learnt(batch).sum())",
         "count = 1.0",
-        "the_held_out_loss_is_that_of_the_saved_model",
+        "the_held_out_loss_counts_tokens_not_batches",
         "batches count alike, whatever they hold",
     ),
     row(
@@ -152,7 +152,7 @@ ROWS: tuple[Mutation, ...] = (
         "sft",
         "seed=cfg.seed, step=step))",
         "seed=cfg.seed, step=0))",
-        "the_held_out_loss_falls_too",
+        "every_step_sees_the_next_rows",
         "every step sees the first rows",
     ),
     row(
@@ -301,15 +301,6 @@ ROWS: tuple[Mutation, ...] = (
         "fresh = {name: values[:, : cfg.samples]",
         "best_of_n_takes_the_best_by_the_proxy_of_samples_of_their_own",
         "best-of-n wins against the very samples it was taken from",
-    ),
-    row(
-        "kl-of-padding",
-        46,
-        "evaluate",
-        "terms = np.where(facts.mask, kl.k1(facts.logprobs, facts.ref_logprobs), 0.0)",
-        "terms = np.asarray(kl.k1(facts.logprobs, facts.ref_logprobs))",
-        "the_kl_is_that_of_the_samples",
-        "slots without a token count in the KL",
     ),
     row(
         "kl-the-wrong-way-round",
