@@ -59,6 +59,23 @@ def policy(
     The one function behind old, new and reference log-probabilities; slots past `response_length` mean nothing.
     """
     states = transformer.hidden(params, tokens, prompt_length + response_length, cfg=cfg)
+    return policy_at(
+        params, states, tokens, prompt_length, window=window, cfg=cfg, temperature=temperature, chunk=chunk
+    )
+
+
+def policy_at(
+    params: Params,
+    states: Float[Array, "B T D"],
+    tokens: Int[Array, "B T"],
+    prompt_length: Int[Array, " B"],
+    *,
+    window: int,
+    cfg: ModelConfig,
+    temperature: float,
+    chunk: int,
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"]]:
+    """`policy` from the trunk's hidden states."""
     states = rows_at(states, prompt_length - 1, window)
     targets = rows_at(tokens, prompt_length, window)
     return token_logprobs(params, states, targets, cfg=cfg, temperature=temperature, chunk=chunk)
@@ -76,8 +93,35 @@ def value(
     """The value before each response token, read where that token is predicted, so it cannot see it; f32, never
     scaled by a temperature. With window R + 1 the last column in use is the value after the last token."""
     states = transformer.hidden(params, tokens, prompt_length + response_length, cfg=cfg)
+    return value_at(params, states, prompt_length, window=window)
+
+
+def value_at(
+    params: Params, states: Float[Array, "B T D"], prompt_length: Int[Array, " B"], *, window: int
+) -> Float[Array, "B R"]:
+    """`value` from the trunk's hidden states."""
     states = rows_at(states, prompt_length - 1, window).astype(jnp.float32)
     return jnp.einsum("brd,d->br", states, params["value"], precision="highest") + params["value_bias"]
+
+
+def policy_and_value(
+    params: Params,
+    tokens: Int[Array, "B T"],
+    prompt_length: Int[Array, " B"],
+    response_length: Int[Array, " B"],
+    *,
+    window: int,
+    cfg: ModelConfig,
+    temperature: float = 1.0,
+    chunk: int = 32,
+) -> tuple[Float[Array, "B R"], Float[Array, "B R"], Float[Array, "B R"]]:
+    """`policy` and `value` of one trunk in one pass over it: log-probabilities, entropy, values. The value loss moves the
+    trunk too. `params` hold the policy's and the value head's."""
+    states = transformer.hidden(params, tokens, prompt_length + response_length, cfg=cfg)
+    logprobs, entropy = policy_at(
+        params, states, tokens, prompt_length, window=window, cfg=cfg, temperature=temperature, chunk=chunk
+    )
+    return logprobs, entropy, value_at(params, states, prompt_length, window=window)
 
 
 def reward(
@@ -93,20 +137,28 @@ def reward(
     return scores
 
 
-def add_value_head(params: Params, cfg: ModelConfig) -> Params:
-    """A value model on a copy of the trunk. From a reward model: its score head (first axis), normalisation
+def add_value_head(params: Params, cfg: ModelConfig, axis: int = 0) -> Params:
+    """A value model on a copy of the trunk. From a reward model: its score head of that axis, normalisation
     included, so that the first value of a finished text is its reward. From a language model: zeros
     (https://github.com/openai/lm-human-preferences)."""
-    trunk = {path: x for path, x in params.items() if path not in ("score", "unembed")}
+    return trunk(params) | value_head(params, cfg, axis)
+
+
+def trunk(params: Params) -> Params:
+    """The parameters, or those of an adapter, without score and output matrix. No array is copied."""
+    return {path: x for path, x in params.items() if path != "score" and not path.startswith("unembed")}
+
+
+def value_head(params: Params, cfg: ModelConfig, axis: int = 0) -> Params:
+    """The head of `add_value_head` alone."""
     if not cfg.axes:
-        return trunk | {"value": jnp.zeros((cfg.d_model,), jnp.float32), "value_bias": jnp.zeros((), jnp.float32)}
-    std = cfg.reward_std[0] if cfg.reward_std else 1.0
-    mean = cfg.reward_mean[0] if cfg.reward_mean else 0.0
-    return trunk | {"value": params["score"][:, 0] / std, "value_bias": jnp.float32(-mean / std)}
+        return {"value": jnp.zeros((cfg.d_model,), jnp.float32), "value_bias": jnp.zeros((), jnp.float32)}
+    std = cfg.reward_std[axis] if cfg.reward_std else 1.0
+    mean = cfg.reward_mean[axis] if cfg.reward_mean else 0.0
+    return {"value": params["score"][:, axis] / std, "value_bias": jnp.float32(-mean / std)}
 
 
 def add_reward_head(key: Array, params: Params, cfg: ModelConfig) -> Params:
     """A reward model on a copy of a language model's trunk: the score head is drawn from N(0, 1/(D + 1)), as in
     https://github.com/openai/summarize-from-feedback and its reproductions. `cfg.axes` says how many."""
-    trunk = {path: x for path, x in params.items() if path != "unembed"}
-    return trunk | {"score": transformer.param_specs(cfg)["score"].init(key, (cfg.d_model, cfg.axes))}
+    return trunk(params) | {"score": transformer.param_specs(cfg)["score"].init(key, (cfg.d_model, cfg.axes))}

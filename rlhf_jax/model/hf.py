@@ -1,4 +1,4 @@
-"""Models in Hugging Face's format, in and out: GPT-2, Llama 2 and 3, Qwen2 and 2.5; language models and reward models.
+"""Models in Hugging Face's format, in and out: the families of `hf_families`; language models and reward models.
 
 config.json is `hf_config`, the names and layouts of the tensors are `hf_tensors`, the files are `hf_files`. No torch,
 no pickle, no code from a model: JSON and safetensors only.
@@ -203,6 +203,7 @@ def _reader(
     names = [name for name, tensor in table.items() if param in tensor.row.paths]
     row = table[names[0]].row
     letters, part = hf_tensors.sizes(cfg, len(row.paths)), row.paths.index(param)
+    own = hf_tensors.ours(row, part)
     layered = table[names[0]].layer is not None
     twins = [] if layered else names[1:]  # a tied output matrix that is stored a second time
 
@@ -213,7 +214,7 @@ def _reader(
             if not np.array_equal(theirs, hf_files.read_slice(weights, twin, box), equal_nan=True):
                 raise UserError(f"{weights.folder}: {twin} differs from {name}, though config.json ties them")
         with np.errstate(over="ignore", invalid="ignore"):
-            ours = hf_tensors.to_ours(theirs, row, spans, letters).astype(dtype, copy=False)
+            ours = hf_tensors.to_ours(theirs, row, spans, letters, part).astype(dtype, copy=False)
         if not np.isfinite(ours).all():
             cast = f" once cast to {dtype}" if np.isfinite(theirs).all() else ""
             raise UserError(f"{weights.folder}: {name} holds NaN or infinity{cast}")
@@ -221,14 +222,14 @@ def _reader(
 
     def read(spans: hf_place.Spans) -> np.ndarray:
         if not layered:
-            return block(names[0], dict(zip(row.ours, spans, strict=True)))
-        (low, high), rest = spans[0], dict(zip(row.ours, spans[1:], strict=True))
+            return block(names[0], dict(zip(own, spans, strict=True)))
+        (low, high), rest = spans[0], dict(zip(own, spans[1:], strict=True))
         out = np.empty([stop - start for start, stop in spans], dtype)
         for place, layer in enumerate(range(low, high)):
             out[place] = block(names[layer], rest)
         return out
 
-    return read, 0 if layered else row.ours.index(row.theirs.removeprefix("c")[0])
+    return read, 0 if layered else hf_tensors.outermost(row, part)
 
 
 def _check_params(params: Params, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -1,79 +1,16 @@
-"""config.json <-> ModelConfig: one table of keys a family, read in both directions.
-
-Keys and defaults are those of transformers' GPT2Config, LlamaConfig and Qwen2Config, as version 4 wrote them and as
-version 5 does.
-"""
+"""config.json <-> ModelConfig, by the family's table in `hf_families`, read in both directions."""
 
 import dataclasses
 import math
 from typing import Any
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.model import hf_rope
+from rlhf_jax.model import hf_layers, hf_rope
 from rlhf_jax.model.config import ModelConfig
-from rlhf_jax.model.hf_refuse import KNOWN, NEUTRAL, NEUTRAL_IN, refuse_other_mathematics, typed
+from rlhf_jax.model.hf_families import FAMILIES, REQUIRED, WRAPPERS
+from rlhf_jax.model.hf_refuse import KNOWN, NEUTRAL, refuse_other_mathematics, typed
 
 Document = dict[str, Any]
-
-ARCHITECTURES = {
-    "gpt2": ("GPT2LMHeadModel", "GPT2ForSequenceClassification"),
-    "llama": ("LlamaForCausalLM", "LlamaForSequenceClassification"),
-    "qwen2": ("Qwen2ForCausalLM", "Qwen2ForSequenceClassification"),
-}
-"""A family's language model, then its reward model."""
-
-FIXED: dict[str, Document] = {
-    "gpt2": dict(norm="layer", positions="learned", gated_mlp=False, qkv_bias=True, out_bias=True, mlp_bias=True),
-    "llama": dict(norm="rms", positions="rope", gated_mlp=True),
-    "qwen2": dict(norm="rms", positions="rope", gated_mlp=True, qkv_bias=True),
-}
-"""What a family's config.json does not say because it is always so."""
-
-REQUIRED = "required"
-COMMON = (
-    ("vocab_size", "vocab_size", int, REQUIRED),
-    ("d_model", "hidden_size", int, REQUIRED),
-    ("layers", "num_hidden_layers", int, REQUIRED),
-    ("heads", "num_attention_heads", int, REQUIRED),
-    ("head_dim", "head_dim", int, None),
-    ("d_ff", "intermediate_size", int, REQUIRED),
-    ("norm_eps", "rms_norm_eps", float, 1e-6),
-    ("activation", "hidden_act", str, "silu"),
-    ("tied", "tie_word_embeddings", bool, False),
-)
-KEYS: dict[str, tuple[tuple[str, str, type, Any], ...]] = {
-    "gpt2": (
-        ("vocab_size", "vocab_size", int, REQUIRED),
-        ("d_model", "n_embd", int, REQUIRED),
-        ("layers", "n_layer", int, REQUIRED),
-        ("heads", "n_head", int, REQUIRED),
-        ("d_ff", "n_inner", int, None),
-        ("max_positions", "n_positions", int, 1024),
-        ("norm_eps", "layer_norm_epsilon", float, 1e-5),
-        ("activation", "activation_function", str, "gelu_new"),
-        ("tied", "tie_word_embeddings", bool, True),
-    ),
-    "llama": (
-        *COMMON,
-        ("kv_heads", "num_key_value_heads", int, None),
-        ("max_positions", "max_position_embeddings", int, 2048),
-        ("qkv_bias", "attention_bias", bool, False),
-        ("out_bias", "attention_bias", bool, False),
-        ("mlp_bias", "mlp_bias", bool, False),
-    ),
-    "qwen2": (
-        *COMMON,
-        ("kv_heads", "num_key_value_heads", int, REQUIRED),
-        ("max_positions", "max_position_embeddings", int, 32768),
-    ),
-}
-"""(our field, their key, type, what an absent key means; None: it follows from other sizes)."""
-
-TOKEN_IDS = {"gpt2": (50256, 50256), "llama": (1, 2), "qwen2": (None, None)}
-"""bos_token_id and eos_token_id where config.json is silent."""
-
-SAID: dict[str, Document] = {"qwen2": {"use_sliding_window": False, "sliding_window": None}}
-"""Said in a new config.json, because versions of transformers differ in what they make of its absence."""
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -81,9 +18,12 @@ ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
 }
 
-COMPUTE_FIELDS = ("dtype", "remat", "unroll", "source")
+MAX_LAYERS = 10_000
+
+COMPUTE_FIELDS = ("dtype", "long_context", "remat", "unroll", "source")
 """Fields of ModelConfig that no config.json holds."""
 
 
@@ -95,11 +35,13 @@ def read(document: Document, generation: Document | None = None, where: str = "c
     """
     family, reward = _architecture(document, where)
     refuse_other_mathematics(document, family, where)
-    fields = dict(FIXED[family])
-    for field, key, kind, default in KEYS[family]:
+    fields = dict(FAMILIES[family].fixed)
+    for field, key, kind, default, null in FAMILIES[family].keys:
         if default is REQUIRED and key not in document:
             raise UserError(f"{where}: {key} is missing; a {family} model needs it")
-        fields[field] = typed(document.get(key, default), kind, key, where, optional=default is None)
+        fields[field] = typed(document.get(key, default), kind, key, where, optional=null or default is None)
+    if fields["layers"] > MAX_LAYERS:  # lists of this length are made before any tensor is looked at
+        raise UserError(f"{where}: asks for {fields['layers']} layers; at most {MAX_LAYERS} are read")
     if fields["activation"] not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise UserError(f"{where}: activation {fields['activation']!r} is not supported; supported: {known}")
@@ -112,9 +54,8 @@ def read(document: Document, generation: Document | None = None, where: str = "c
     if fields["heads"] % fields["kv_heads"]:
         raise UserError(f"{where}: {fields['kv_heads']} key heads do not divide {fields['heads']} attention heads")
     if fields["positions"] == "rope":
-        if fields["head_dim"] % 2:
-            raise UserError(f"{where}: head_dim {fields['head_dim']} is odd; rotary positions need it even")
-        fields["rope_theta"], fields["rope_scaling"] = hf_rope.read(document, fields["max_positions"], where)
+        fields |= hf_layers.read(document, family, fields["layers"], where)
+        fields |= hf_rope.read(document, family, fields["head_dim"], fields["max_positions"], where)
     if reward:
         fields |= _reward(document, where)
     return ModelConfig(family=family, **fields, **_token_ids(document, generation, family, fields["vocab_size"], where))
@@ -123,17 +64,18 @@ def read(document: Document, generation: Document | None = None, where: str = "c
 def remarks(document: Document, generation: Document | None, cfg: ModelConfig) -> list[str]:
     """What `read` passed over and a user may want to know: keys that no version of transformers writes for this family,
     and token ids outside the vocabulary, which can neither be sampled nor embedded."""
-    known = KNOWN | NEUTRAL.keys() | NEUTRAL_IN[cfg.family].keys() | {key for _, key, _, _ in KEYS[cfg.family]}
+    told = FAMILIES[cfg.family]
+    known = KNOWN | NEUTRAL.keys() | told.neutral.keys() | {key.key for key in told.keys} | set(told.reads)
     unknown = sorted(document.keys() - known)
-    told = [f"unknown keys are ignored: {', '.join(unknown)}"] if unknown else []
+    lines = [f"unknown keys are ignored: {', '.join(unknown)}"] if unknown else []
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         ids = _ids(document.get(key), key, "")
         if generation and key == "eos_token_id":
             ids += _ids(generation.get(key), key, "")
         outside = [x for x in dict.fromkeys(ids) if not 0 <= x < cfg.vocab_size]
         if outside:
-            told.append(f"{key} {outside} is outside the vocabulary of {cfg.vocab_size} and is left out")
-    return told
+            lines.append(f"{key} {outside} is outside the vocabulary of {cfg.vocab_size} and is left out")
+    return lines
 
 
 def write(cfg: ModelConfig, document: Document | None, generation: Document | None) -> tuple[Document, Document | None]:
@@ -145,15 +87,17 @@ def write(cfg: ModelConfig, document: Document | None, generation: Document | No
         before = read(document, generation)
         changed = {name for name in changed if getattr(before, name) != getattr(cfg, name)}
     else:
-        document = SAID.get(cfg.family, {}) | {"model_type": cfg.family}
+        document = {"model_type": cfg.family}
         generation = None
-    for field, key, _, _ in KEYS[cfg.family]:
-        if field in changed:
-            value = getattr(cfg, field)
-            if field == "activation":
+    for each in FAMILIES[cfg.family].keys:
+        if each.field in changed:
+            value = getattr(cfg, each.field)
+            if each.field == "activation":
                 value = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == value), value)
-            document[key] = value
-    if cfg.positions == "rope" and changed & {"rope_theta", "rope_scaling"}:
+            document[each.key] = value
+    if cfg.positions == "rope" and changed & hf_layers.FIELDS:
+        document |= hf_layers.write(cfg)
+    if cfg.positions == "rope" and changed & hf_rope.FIELDS:
         document |= hf_rope.write(cfg)
     if changed & {"axes", "reward_mean", "reward_std"}:
         document = _write_heads(cfg, document, relabel="axes" in changed)
@@ -175,14 +119,18 @@ def write(cfg: ModelConfig, document: Document | None, generation: Document | No
 def _architecture(document: Document, where: str) -> tuple[str, bool]:
     """The family, and whether it is a reward model."""
     named = document.get("architectures")
-    for family, names in ARCHITECTURES.items():
-        for name in names:
+    for family, told in FAMILIES.items():
+        for name in (told.causal, told.reward):
             if named == [name]:
                 kind = document.get("model_type", family)
                 if kind != family:
                     raise UserError(f"{where}: model_type {kind!r} does not go with architecture {name}")
-                return family, name == names[1]
-    supported = ", ".join(name for names in ARCHITECTURES.values() for name in names)
+                return family, name == told.reward
+    for name in named if isinstance(named, list) else ():
+        if name in WRAPPERS:
+            text = WRAPPERS[name]
+            raise UserError(f"{where}: {name} is a model of text and more; save the text model in it as {text}")
+    supported = ", ".join(name for told in FAMILIES.values() for name in (told.causal, told.reward))
     raise UserError(f"{where}: architectures is {named!r}; supported is one of {supported}")
 
 
@@ -215,7 +163,7 @@ def _write_heads(cfg: ModelConfig, document: Document, relabel: bool) -> Documen
     if relabel:
         for key in ("num_labels", "id2label", "label2id", "problem_type"):
             document.pop(key, None)
-        document["architectures"] = [ARCHITECTURES[cfg.family][cfg.axes > 0]]
+        document["architectures"] = [FAMILIES[cfg.family].reward if cfg.axes else FAMILIES[cfg.family].causal]
         if cfg.axes:
             names = [f"LABEL_{axis}" for axis in range(cfg.axes)]
             document["id2label"] = {str(axis): name for axis, name in enumerate(names)}
@@ -234,12 +182,12 @@ def _ids(value: Any, key: str, where: str) -> tuple[int, ...]:
 
 def _token_ids(document: Document, generation: Document | None, family: str, vocab_size: int, where: str) -> Document:
     """BOS, EOS and padding ids that lie in the vocabulary; generation_config.json may add to the EOS ids."""
-    bos, eos = TOKEN_IDS[family]
+    bos, eos, pad = FAMILIES[family].tokens
     found = {
         "bos_id": _ids(document.get("bos_token_id", bos), "bos_token_id", where),
         "eos_ids": _ids(document.get("eos_token_id", eos), "eos_token_id", where)
         + _ids((generation or {}).get("eos_token_id"), "eos_token_id of generation_config.json", where),
-        "pad_id": _ids(document.get("pad_token_id"), "pad_token_id", where),
+        "pad_id": _ids(document.get("pad_token_id", pad), "pad_token_id", where),
     }
     inside = {name: tuple(dict.fromkeys(x for x in ids if 0 <= x < vocab_size)) for name, ids in found.items()}
     return {name: ids if name == "eos_ids" else next(iter(ids), None) for name, ids in inside.items()}

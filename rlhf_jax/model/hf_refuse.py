@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.model.hf_families import FAMILIES
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
@@ -31,15 +32,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logits_scaling": (None, 1),
     "num_experts": (None,),
     "num_local_experts": (None,),
-}
-NEUTRAL_IN: dict[str, dict[str, tuple[Any, ...]]] = {
-    "gpt2": {
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "reorder_and_upcast_attn": (False,),
-    },
-    "llama": {"sliding_window": (None,)},
-    "qwen2": {"attention_bias": (True, None), "mlp_bias": (False, None)},
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "sliding_window": (None,),
+    "use_bidirectional_attention": (False, None),
+    "clip_qkv": (None,),
 }
 """Keys that would change the mathematics, with the values at which they do not."""
 
@@ -57,22 +54,28 @@ KNOWN = frozenset(
     forced_eos_token_id remove_invalid_values exponential_decay_length_penalty suppress_tokens
     begin_suppress_tokens finetuning_task tokenizer_class prefix task_specific_params tie_last_hidden_states
     _attn_implementation_autoset head_dim unsloth_version unsloth_fixed model_max_length auto_map _num_labels
-    is_llama_config transformers.js_config max_sequence_length""".split()
+    is_llama_config transformers.js_config max_sequence_length cache_implementation classifier_dropout
+    classifier_hidden_dropout""".split()
 )
 """Keys read elsewhere, or that do not change what the model computes from its weights (dropout is never applied)."""
 
 
+def neutral(family: str) -> dict[str, tuple[Any, ...]]:
+    """Keys that would change the mathematics of this family, with the values at which they do not."""
+    told = FAMILIES[family]
+    handled = {key.key for key in told.keys} | set(told.reads)
+    return {key: values for key, values in NEUTRAL.items() if key not in handled} | told.neutral
+
+
 def refuse_other_mathematics(document: dict[str, Any], family: str, where: str) -> None:
     """Raise UserError for a key whose value asks for something that the trunk of this family does not compute."""
-    for key, neutral in (NEUTRAL | NEUTRAL_IN[family]).items():
-        if key in document and document[key] not in neutral:
-            told, allowed = json.dumps(document[key])[:80], " or ".join(json.dumps(value) for value in neutral)
+    for key, values in neutral(family).items():
+        if key in document and document[key] not in values:
+            told, allowed = json.dumps(document[key])[:80], " or ".join(json.dumps(value) for value in values)
             raise UserError(f"{where}: {key} is {told}, not supported for {family}; it would have to be {allowed}")
-    layer_types = document.get("layer_types")
-    if layer_types and any(kind != "full_attention" for kind in layer_types):
-        raise UserError(f"{where}: layer_types is {json.dumps(layer_types)[:80]}; only full_attention is supported")
     code = document.get("auto_map") or {}
-    if any(name.startswith("AutoModel") for name in code):
+    named = [str(path).rpartition("--")[2] for name, path in code.items() if name.startswith("AutoModel")]
+    if any(name not in FAMILIES[family].own_code for name in named):
         raise UserError(f"{where}: auto_map asks for code of its own, {json.dumps(code)[:80]}; it is never run")
 
 

@@ -1,102 +1,32 @@
-"""The trunk: one decoder over a dict of arrays. `param_specs` is the whole truth about what it holds.
+"""The trunk: one decoder over a dict of arrays. `specs.param_specs` is the whole truth about what it holds.
 
 Layers are stacked on a leading axis and scanned. Weights are cast to `cfg.dtype` where they are used; the ones
 handed in stay as they are (float32 masters).
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax import sharding
-from rlhf_jax.model import attention
+from rlhf_jax.model import attention, low_rank, rope
 from rlhf_jax.model.config import ModelConfig
+from rlhf_jax.model.specs import Initialiser, Spec, init, normal, ones, param_specs, zeros
 from rlhf_jax.types import Params
 
-Initialiser = Callable[[Array, tuple[int, ...]], Array]
-
-
-class Spec(NamedTuple):
-    """One parameter: its shape, the logical axis of each dimension (`sharding.RULES`), how it starts."""
-
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-    init: Initialiser
-
-
-def normal(std: float) -> Initialiser:
-    """Draws from N(0, std²), f32."""
-    return lambda key, shape: std * jax.random.normal(key, shape, jnp.float32)
-
-
-def zeros(key: Array, shape: tuple[int, ...]) -> Array:
-    """All 0, f32."""
-    return jnp.zeros(shape, jnp.float32)
-
-
-def ones(key: Array, shape: tuple[int, ...]) -> Array:
-    """All 1, f32."""
-    return jnp.ones(shape, jnp.float32)
-
-
-def param_specs(cfg: ModelConfig) -> dict[str, Spec]:
-    """Every parameter of the model by path.
-
-    Matrices start with variance 1 / fan-in, those that write into the residual stream with a further 1 / (2L), as GPT-2 does,
-    so that activations keep their size at any width and depth.
-    """
-    V, D, L, N, K, H, F = cfg.vocab_size, cfg.d_model, cfg.layers, cfg.heads, cfg.kv_heads, cfg.head_dim, cfg.d_ff
-    wide = normal(D**-0.5)
-    specs = {"embed": Spec((V, D), ("vocab", "embed"), wide)}
-    if cfg.positions == "learned":
-        specs["positions"] = Spec((cfg.max_positions, D), (None, "embed"), wide)
-
-    def add(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], init: Initialiser) -> None:
-        specs[f"layers/{name}"] = Spec((L, *shape), (None, *axes), init)
-
-    def add_norm(name: str) -> None:
-        add(name, (D,), (None,), ones)
-        if cfg.norm == "layer":
-            add(f"{name}_bias", (D,), (None,), zeros)
-
-    add_norm("attention_norm")
-    for name, heads, axis in (("q", N, "heads"), ("k", K, "kv_heads"), ("v", K, "kv_heads")):
-        add(name, (D, heads, H), ("embed", axis, None), wide)
-        if cfg.qkv_bias:
-            add(f"{name}_bias", (heads, H), (axis, None), zeros)
-    add("o", (N, H, D), ("heads", None, "embed"), normal((2 * L * N * H) ** -0.5))
-    if cfg.out_bias:
-        add("o_bias", (D,), (None,), zeros)
-    add_norm("mlp_norm")
-    for name in ("gate", "up") if cfg.gated_mlp else ("up",):
-        add(name, (D, F), ("embed", "ff"), wide)
-        if cfg.mlp_bias:
-            add(f"{name}_bias", (F,), ("ff",), zeros)
-    add("down", (F, D), ("ff", "embed"), normal((2 * L * F) ** -0.5))
-    if cfg.mlp_bias:
-        add("down_bias", (D,), (None,), zeros)
-
-    specs["final_norm"] = Spec((D,), (None,), ones)
-    if cfg.norm == "layer":
-        specs["final_norm_bias"] = Spec((D,), (None,), zeros)
-    if cfg.axes:
-        specs["score"] = Spec((D, cfg.axes), ("embed", None), normal(1 / math.sqrt(D + 1)))
-    elif not cfg.tied:
-        specs["unembed"] = Spec((D, V), ("embed", "vocab"), wide)
-    return specs
-
-
-def init(key: Array, cfg: ModelConfig) -> Params:
-    """A random model, f32, each parameter from a key folded with its place in the sorted list of paths."""
-    specs = param_specs(cfg)
-    return {
-        path: specs[path].init(jax.random.fold_in(key, index), specs[path].shape)
-        for index, path in enumerate(sorted(specs))
-    }
+__all__ = [
+    "Initialiser",
+    "Spec",
+    "init",
+    "normal",
+    "ones",
+    "param_specs",
+    "zeros",
+]  # for callers that know only the trunk
 
 
 def norm(x: Float[Array, "*b D"], weights: Params, name: str, cfg: ModelConfig) -> Float[Array, "*b D"]:
@@ -105,15 +35,24 @@ def norm(x: Float[Array, "*b D"], weights: Params, name: str, cfg: ModelConfig) 
     if cfg.norm == "layer":
         h = h - jnp.mean(h, axis=-1, keepdims=True)
     h = h * jax.lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + cfg.norm_eps)
-    h = h * weights[name].astype(jnp.float32)
+    weight = weights[name].astype(jnp.float32)
+    h = h * (1 + weight if cfg.norm_offset else weight)
     if cfg.norm == "layer":
         h = h + weights[f"{name}_bias"].astype(jnp.float32)
     return h.astype(x.dtype)
 
 
+def norm_heads(x: Float[Array, "*b n H"], weights: Params, name: str, cfg: ModelConfig) -> Float[Array, "*b n H"]:
+    """The norm of queries or keys: of each head by itself, or of all of them as one vector."""
+    if cfg.qk_norm == "head":
+        return norm(x, weights, name, cfg)
+    flat = norm(x.reshape(*x.shape[:-2], -1), {name: weights[name].reshape(-1)}, name, cfg)
+    return flat.reshape(x.shape)
+
+
 def linear(x: Array, weights: Params, name: str, formula: str) -> Array:
-    """The einsum of x with one weight in x's dtype, plus its bias if it has one."""
-    y = jnp.einsum(formula, x, weights[name].astype(x.dtype))
+    """The einsum of x with one weight in x's dtype, plus what an adapter adds, plus its bias, if it has them."""
+    y = low_rank.add(jnp.einsum(formula, x, weights[name].astype(x.dtype)), x, weights, name, formula)
     bias = weights.get(f"{name}_bias")
     return y if bias is None else y + bias.astype(x.dtype)
 
@@ -133,23 +72,56 @@ def mlp(x: Float[Array, "*b D"], layer: Params, cfg: ModelConfig) -> Float[Array
     return linear(hidden, layer, "down", "...f,fd->...d")
 
 
+class Traits(NamedTuple):
+    """What differs between layers besides their weights: rotary angles per position, and the window (None: no layer has
+    one; a layer without one among others has the largest number)."""
+
+    frequencies: Any
+    window: Any
+
+
+def traits(cfg: ModelConfig) -> list[Traits]:
+    """Those of each layer, as constants."""
+    windowed = cfg.window_layers or (True,) * cfg.layers
+    rotates = cfg.rope_layers or (True,) * cfg.layers
+    found = []
+    for index in range(cfg.layers):
+        local = cfg.window is not None and windowed[index]
+        angles = None
+        if cfg.positions == "rope":
+            angles = rope.frequencies(cfg, rotates=rotates[index], local=local)
+        window = None if cfg.window is None else cfg.window if local else np.iinfo(np.int32).max
+        found.append(Traits(angles, window))
+    return found
+
+
 def block(
     x: Float[Array, "*b D"],
     layer: Params,
+    trait: Traits,
     positions: Int[Array, "*b"],
     mix: Callable[[Array, Array, Array], tuple[Array, Any]],
     cfg: ModelConfig,
 ) -> tuple[Float[Array, "*b D"], Any]:
     """One layer, for whole rows and for single steps alike: `mix(q, k, v)` attends and returns what it wants
     remembered."""
-    h = norm(x, layer, "attention_norm", cfg)
+    h = x if cfg.norms == "post" else norm(x, layer, "attention_norm", cfg)
     q, k, v = (linear(h, layer, name, "...d,dnh->...nh") for name in ("q", "k", "v"))
+    if cfg.qk_norm:
+        q, k = norm_heads(q, layer, "q_norm", cfg), norm_heads(k, layer, "k_norm", cfg)
     if cfg.positions == "rope":
-        q, k = attention.rotate(q, positions, cfg), attention.rotate(k, positions, cfg)
+        scale = cfg.rope_scaling.attention_factor if cfg.rope_scaling else 1.0
+        q, k = (rope.rotate(each, positions, trait.frequencies, scale) for each in (q, k))
     attended, memory = mix(q, k, v)
-    x = x + linear(attended, layer, "o", "...nh,nhd->...d")
-    x = x + mlp(norm(x, layer, "mlp_norm", cfg), layer, cfg)
-    return x, memory
+    attended = linear(attended, layer, "o", "...nh,nhd->...d")
+    if cfg.norms != "pre":
+        attended = norm(attended, layer, "attention_post_norm", cfg)
+    between = x if cfg.parallel else x + attended
+    h = between if cfg.norms == "post" else norm(between, layer, "mlp_norm", cfg)
+    fed = mlp(h, layer, cfg)
+    if cfg.norms != "pre":
+        fed = norm(fed, layer, "mlp_post_norm", cfg)
+    return (x + attended if cfg.parallel else between) + fed, memory
 
 
 def layers_of(params: Params) -> Params:
@@ -159,10 +131,11 @@ def layers_of(params: Params) -> Params:
 
 def embed(params: Params, tokens: Int[Array, "*b"], positions: Int[Array, "*b"], cfg: ModelConfig) -> Array:
     """Token embeddings, with learned positions where the family has them. Ids out of range are refused on the host."""
-    x = params["embed"][tokens]
+    x = low_rank.look_up(params, "embed", tokens)
     if cfg.positions == "learned":
         x = x + params["positions"][positions]
-    return x.astype(cfg.dtype)
+    x = x.astype(cfg.dtype)
+    return x * jnp.asarray(cfg.d_model**0.5, x.dtype) if cfg.embed_scale else x
 
 
 REMAT: dict[str, Callable[[Callable], Callable]] = {
@@ -177,20 +150,28 @@ def run_layers(
 ) -> tuple[Float[Array, "B T D"], Any]:
     """All blocks over right-padded rows; with `keep`, also the keys and values of every layer, [L, B, T, K, H] each."""
     T = tokens.shape[1]
+    rope.check_length(cfg, T)
     positions = jnp.broadcast_to(jnp.arange(T), tokens.shape)
     real = positions < lengths[:, None]
-    causal = jnp.tril(jnp.ones((T, T), bool))[None]
+    each = traits(cfg)
+    alike = all(np.array_equal(t.frequencies, each[0].frequencies) and t.window == each[0].window for t in each)
+    varying = None if alike else jax.tree.map(lambda *values: jnp.stack(values), *each)
+    shared = attention.causal(T, each[0].window) if alike else None
 
-    def mix(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-        return attention.attend(q, k, v, causal), (k, v) if keep else None
+    def body(x: Array, scanned: tuple[Params, Traits | None]) -> tuple[Array, Any]:
+        layer, trait = scanned[0], scanned[1] or each[0]
+        mask = attention.causal(T, trait.window) if shared is None else shared
 
-    def body(x: Array, layer: Params) -> tuple[Array, Any]:
-        x, memory = block(x, layer, positions, mix, cfg)
+        def mix(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
+            attended = attention.attend(q, k, v, mask, scale=cfg.query_scale, cap=cfg.attention_softcap)
+            return attended, (k, v) if keep else None
+
+        x, memory = block(x, layer, trait, positions, mix, cfg)
         return sharding.constrain(x, "rows", None, None), memory
 
     x = embed(params, jnp.where(real, tokens, 0), positions, cfg)
     x = sharding.constrain(x, "rows", None, None)
-    return jax.lax.scan(REMAT[cfg.remat](body), x, layers_of(params), unroll=min(cfg.unroll, cfg.layers))
+    return jax.lax.scan(REMAT[cfg.remat](body), x, (layers_of(params), varying), unroll=min(cfg.unroll, cfg.layers))
 
 
 def hidden(
@@ -203,20 +184,20 @@ def hidden(
 
 
 def logits(params: Params, hidden: Float[Array, "*b D"], *, cfg: ModelConfig) -> Float[Array, "*b V"]:
-    """Next-token logits, f32, accumulated in f32 at full precision whatever the compute dtype."""
-    matrix, formula = (params["embed"], "...d,vd->...v") if cfg.tied else (params["unembed"], "...d,dv->...v")
-    return jnp.einsum(
-        formula,
-        hidden,
-        matrix.astype(hidden.dtype),
+    """Next-token logits, f32, accumulated in f32 at full precision whatever the compute dtype; softly capped where the
+    family has it."""
+    name, formula = ("embed", "...d,vd->...v") if cfg.tied else ("unembed", "...d,dv->...v")
+    exact: Any = dict(
         preferred_element_type=jnp.float32,
         precision=jax.lax.Precision.HIGHEST,
     )
+    y = jnp.einsum(formula, hidden, params[name].astype(hidden.dtype), **exact)
+    return attention.soft_cap(low_rank.add(y, hidden, params, name, formula, **exact), cfg.logit_softcap)
 
 
 def unstack(params: Params, cfg: ModelConfig) -> list[Params]:
     """One dict a layer, cast to the compute dtype, so that a decoding loop neither slices nor casts."""
-    stacked = {name: x.astype(cfg.dtype) for name, x in layers_of(params).items()}
+    stacked = {name: x.astype(cfg.dtype) if x.ndim > 1 else x for name, x in layers_of(params).items()}
     return [{name: x[index] for name, x in stacked.items()} for index in range(cfg.layers)]
 
 
@@ -234,6 +215,7 @@ def prefill(
 ) -> tuple[Float[Array, "G D"], Cache]:
     """Run the prompts once; the hidden state at each one's last token, and a cache with room for n responses of
     `window`."""
+    rope.check_length(cfg, prompts.shape[1] + window)
     x, (k, v) = run_layers(params, prompts, lengths, cfg, keep=True)
     last = x[jnp.arange(x.shape[0]), lengths - 1]
     room = jnp.zeros((x.shape[0], n, window, cfg.kv_heads, cfg.head_dim), x.dtype)
@@ -259,15 +241,16 @@ def decode(
     positions = jnp.broadcast_to(lengths[:, None] + step, tokens.shape)
     x = embed(params, tokens, positions, cfg)
     new_k, new_v = [], []
-    for index, layer in enumerate(layers):
+    for index, (layer, trait) in enumerate(zip(layers, traits(cfg), strict=True)):
 
-        def mix(q: Array, k: Array, v: Array, index: int = index) -> tuple[Array, Any]:
+        def mix(q: Array, k: Array, v: Array, index: int = index, trait: Traits = trait) -> tuple[Array, Any]:
             k = jax.lax.dynamic_update_slice_in_dim(cache.k[index], k[:, :, None], step, axis=2)
             v = jax.lax.dynamic_update_slice_in_dim(cache.v[index], v[:, :, None], step, axis=2)
             prompt = cache.prompt_k[index], cache.prompt_v[index]
-            return attention.attend_cache(q, *prompt, k, v, lengths, step), (k, v)
+            how = dict(window=trait.window, scale=cfg.query_scale, cap=cfg.attention_softcap)
+            return attention.attend_cache(q, *prompt, k, v, lengths, step, **how), (k, v)
 
-        x, (k, v) = block(x, layer, positions, mix, cfg)
+        x, (k, v) = block(x, layer, trait, positions, mix, cfg)
         new_k.append(k)
         new_v.append(v)
     return norm(x, params, "final_norm", cfg), Cache(cache.prompt_k, cache.prompt_v, tuple(new_k), tuple(new_v))

@@ -331,11 +331,12 @@ def test_a_value_head_from_a_reward_model_starts_at_the_reward():
     cfg = replace(oracle.LLAMA, axes=2, reward_mean=(0.4, 9.0), reward_std=(2.5, 7.0))
     params = oracle.parameters(cfg)
     tokens, prompt, response = rows_of(cfg)
-    critic = heads.add_value_head(params, cfg)
-    assert "score" not in critic
-    values = value(critic, tokens, prompt, response, window=R + 1, cfg=cfg)
-    scores = reward(params, tokens, prompt + response, cfg=cfg)[:, 0]
-    np.testing.assert_allclose(values[np.arange(4), response], scores, atol=1e-5)
+    scores = reward(params, tokens, prompt + response, cfg=cfg)
+    for axis in (0, 1):
+        critic = heads.add_value_head(params, cfg, axis)
+        assert "score" not in critic
+        values = value(critic, tokens, prompt, response, window=R + 1, cfg=cfg)
+        np.testing.assert_allclose(values[np.arange(4), response], scores[:, axis], atol=1e-5)
 
 
 # Rewards

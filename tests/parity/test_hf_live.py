@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from rlhf_jax.model import heads, hf, hf_tensors, transformer  # noqa: E402
+from rlhf_jax.model import heads, hf, hf_config, hf_tensors, transformer  # noqa: E402
 from rlhf_jax.model.config import ModelConfig, RopeScaling  # noqa: E402
 from tests.fixtures.hf import checkpoints  # noqa: E402
 
@@ -51,16 +51,70 @@ CASES = {
     "qwen2": ("Qwen2", ROTARY | dict(rope_parameters=dict(rope_type="default", rope_theta=1e6))),
     "qwen2_tied": ("Qwen2", ROTARY | dict(tie_word_embeddings=True)),
 }
-CAUSAL = {"GPT2": "LMHeadModel", "Llama": "ForCausalLM", "Qwen2": "ForCausalLM"}
+NEOX = {key: value for key, value in ROTARY.items() if key != "num_key_value_heads"}
+GEMMA = ROTARY | dict(hidden_size=60, head_dim=10, query_pre_attn_scalar=13, sliding_window=33, pad_token_id=0)
+PHI3 = ROTARY | dict(hidden_size=96, pad_token_id=0)
+LONGROPE = dict(
+    rope_type="longrope",
+    rope_theta=1e4,
+    partial_rotary_factor=0.75,
+    original_max_position_embeddings=128,
+    short_factor=[1.0, 1.05, 1.1, 1.3, 1.5, 1.9],
+    long_factor=[1.1, 1.5, 2.5, 4.0, 9.0, 20.0],
+)
+LOCAL = dict(
+    full_attention=dict(rope_type="linear", rope_theta=1e6, factor=8.0),
+    sliding_attention=dict(rope_type="default", rope_theta=7e3),
+)
+LLAMA3_SMOL = dict(LLAMA3, factor=8.0)
+CASES |= {
+    "gpt_neox": ("GPTNeoX", NEOX),
+    "gpt_neox_sequential": (
+        "GPTNeoX",
+        NEOX
+        | dict(use_parallel_residual=False, attention_bias=False, hidden_act="gelu_new", tie_word_embeddings=True)
+        | dict(rope_parameters=dict(rope_type="linear", factor=2.0, rope_theta=3e4, partial_rotary_factor=0.5)),
+    ),
+    "mistral": ("Mistral", ROTARY | dict(sliding_window=33)),
+    "mistral_global": ("Mistral", ROTARY | dict(sliding_window=None, head_dim=12)),
+    "qwen2_window": ("Qwen2", ROTARY | dict(use_sliding_window=True, sliding_window=33, max_window_layers=1)),
+    "qwen3": ("Qwen3", ROTARY | dict(head_dim=14, tie_word_embeddings=True)),
+    "qwen3_window": (
+        "Qwen3",
+        ROTARY
+        | dict(head_dim=14, attention_bias=True, use_sliding_window=True, sliding_window=33)
+        | dict(layer_types=["sliding_attention", "full_attention", "sliding_attention"]),
+    ),
+    "gemma2": ("Gemma2", GEMMA | dict(attn_logit_softcapping=5.0)),
+    "gemma2_uncapped": (
+        "Gemma2",
+        GEMMA | dict(attn_logit_softcapping=None, final_logit_softcapping=None, attention_bias=True),
+    ),
+    "gemma3": ("Gemma3Text", GEMMA | dict(rope_parameters=LOCAL, sliding_window_pattern=3)),
+    "gemma3_capped": ("Gemma3Text", GEMMA | dict(final_logit_softcapping=25.0, sliding_window_pattern=2)),
+    "olmo2": ("Olmo2", ROTARY | dict(pad_token_id=0)),
+    "smollm3": ("SmolLM3", ROTARY | dict(no_rope_layer_interval=2, pad_token_id=0)),
+    "smollm3_window": (
+        "SmolLM3",
+        ROTARY
+        | dict(no_rope_layers=[0, 1, 0], use_sliding_window=True, sliding_window=33, pad_token_id=0)
+        | dict(rope_parameters=LLAMA3_SMOL, attention_bias=True, mlp_bias=True, tie_word_embeddings=False),
+    ),
+    "phi3": ("Phi3", PHI3 | dict(sliding_window=33)),
+    "phi4_mini": ("Phi3", PHI3 | dict(rope_parameters=LONGROPE, original_max_position_embeddings=128)),
+}
+CAUSAL = {"GPT2": "LMHeadModel"}
 
 
 def model_of(case, labels=None):
     """A model of transformers with the drawn weights of the fixtures, in f32."""
     family, fields = CASES[case]
     extra = {"num_labels": labels, "pad_token_id": 0} if labels else {}
-    cfg = getattr(transformers, f"{family}Config")(**fields, **extra)
+    cfg = getattr(transformers, f"{family}Config")(**(fields | extra))
     cfg._attn_implementation = "eager"
-    model = getattr(transformers, family + ("ForSequenceClassification" if labels else CAUSAL[family]))(cfg).eval()
+    name = family if labels else family.removesuffix("Text")
+    head = "ForSequenceClassification" if labels else CAUSAL.get(family, "ForCausalLM")
+    model = getattr(transformers, name + head)(cfg).eval()
     state = model.state_dict()
     if cfg.tie_word_embeddings:
         state.pop("lm_head.weight", None)
@@ -77,9 +131,9 @@ def tokens_of(seed, length=LENGTH):
     return np.random.RandomState(seed).randint(3, 190, length)
 
 
-def reload(folder, head):
+def reload(folder, head, **how):
     """The folder through transformers' own loader, which must find everything it wants and nothing else."""
-    model, told = head.from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
+    model, told = head.from_pretrained(folder, output_loading_info=True, attn_implementation="eager", **how)
     assert not any(told[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), told
     return model.eval()
 
@@ -101,6 +155,7 @@ def test_logits_and_every_gradient(tmp_path, case):
     model, tokens = model_of(case), tokens_of(1)
     model.save_pretrained(tmp_path)
     cfg, params = hf.load(tmp_path)
+    cfg = checkpoints.fitted(cfg, LENGTH)
 
     theirs = model(torch.tensor(tokens)[None]).logits[0]
     chosen = torch.log_softmax(theirs[:-1], -1).gather(-1, torch.tensor(tokens[1:])[:, None])
@@ -121,7 +176,8 @@ def test_logits_and_every_gradient(tmp_path, case):
     assert error <= 1e-4
     assert divergence <= 1e-7
 
-    expected = {name: x.grad.numpy() for name, x in model.named_parameters()}
+    renamed = {"lm_head.weight": "embed_out.weight"} if cfg.family == "gpt_neox" else {}
+    expected = {renamed.get(name, name): x.grad.numpy() for name, x in model.named_parameters()}
     largest = max(np.linalg.norm(x) for x in expected.values())
     table = hf_tensors.tensors(cfg, params)
     assert table.keys() == expected.keys()
@@ -132,25 +188,45 @@ def test_logits_and_every_gradient(tmp_path, case):
         assert wrong <= 1e-3 * np.linalg.norm(expected[name]) + 1e-6 * largest, name
 
 
-@pytest.mark.parametrize("case", ["gpt2", "llama3", "qwen2"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "gpt2",
+        "llama3",
+        "qwen2",
+        "gpt_neox",
+        "mistral",
+        "qwen3",
+        "gemma2",
+        "gemma3",
+        "olmo2",
+        "smollm3",
+        "phi3",
+        "phi4_mini",
+    ],
+)
 def test_greedy_tokens(tmp_path, case):
     model = model_of(case)
     model.save_pretrained(tmp_path)
     cfg, params = hf.load(tmp_path)
     prompt = tokens_of(2, 40)
     theirs = model.generate(
-        torch.tensor(prompt)[None], do_sample=False, max_new_tokens=24, eos_token_id=None, pad_token_id=0
+        torch.tensor(prompt)[None], do_sample=False, max_new_tokens=64, eos_token_id=None, pad_token_id=0
     )
-    row = np.zeros(64, np.int64)
+    row = np.zeros(104, np.int64)
     row[:40] = prompt
     step = jax.jit(lambda row: logits_of(cfg, params, row))
-    for length in range(40, 64):
+    for length in range(40, 104):
         row[length] = int(jnp.argmax(step(row)[length - 1]))
     assert row.tolist() == theirs[0].tolist()
 
 
 @pytest.mark.parametrize("labels", [1, 2, 4])
-@pytest.mark.parametrize("case", ["gpt2", "llama3", "llama_biases", "qwen2_tied"])
+@pytest.mark.parametrize(
+    "case",
+    ["gpt2", "llama3", "llama_biases", "qwen2_tied", "gpt_neox", "mistral", "qwen3", "gemma2", "gemma3", "olmo2", "smollm3",
+        "phi3"],
+)  # fmt: skip
 def test_rewards(tmp_path, case, labels):
     model = model_of(case, labels)
     model.save_pretrained(tmp_path / "a")
@@ -255,6 +331,12 @@ BY_HAND = {
 }
 
 
+BY_HAND |= {
+    case: hf_config.read(json.loads((checkpoints.FOLDER / case / "config.5.json").read_text()))
+    for case in checkpoints.FAMILIES
+}
+
+
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("case", BY_HAND)
 def test_a_model_made_here_is_computed_alike_there(tmp_path, case, dtype):
@@ -266,8 +348,9 @@ def test_a_model_made_here_is_computed_alike_there(tmp_path, case, dtype):
     if dtype is not None:
         assert reload(tmp_path, transformers.AutoModelForCausalLM).dtype == torch.bfloat16
         params = hf.load(tmp_path)[1]
-    theirs = reload(tmp_path, transformers.AutoModelForCausalLM).float()
+    theirs = reload(tmp_path, transformers.AutoModelForCausalLM, dtype=torch.float32)  # Gemma's scale too
     tokens = random.randint(0, 60, LENGTH)
+    cfg = checkpoints.fitted(cfg, LENGTH)
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens)[None]).logits[0].numpy()
     np.testing.assert_allclose(logits_of(cfg, params, tokens), expected, rtol=0, atol=1e-4)
