@@ -20,7 +20,7 @@ from rlhf_jax.evaluation import intervals
 from rlhf_jax.generate import engine
 from rlhf_jax.model import heads, hf
 from rlhf_jax.objectives import kl
-from rlhf_jax.runs import config, data, session, settings
+from rlhf_jax.runs import config, data, models, session, settings
 from rlhf_jax.types import Prompts, Sampling
 
 Row = dict[str, np.ndarray]
@@ -60,14 +60,18 @@ class Experiment:
         for name in ("samples", "prompt_window", "response_window", "batch"):
             config.at_least(name, getattr(self, name), 1)
         config.non_negative("seed", self.seed)
+        if self.sampling.truncates:
+            raise UserError("sampling with temperature 0, top_k, top_p or min_p has no KL to the start; turn them off")
         config.check(self.sampling.temperature > 0, "sampling.temperature must be > 0 to compare distributions")
 
 
 def sampled(cfg: Experiment, folder: str, prompts: Prompts, score: rewards.Score, n: int, role: int) -> Row:
     """n samples a prompt of one model: every score, KL to the start in nats, length in tokens; f64 [G, n] each."""
-    model, params, tokenizer = session.language_model(folder, cfg.compute)
-    start = params if folder == cfg.start else session.language_model(cfg.start, cfg.compute)[1]
-    if jax.tree.map(np.shape, start) != jax.tree.map(np.shape, params):
+    bases: models.Bases = {}
+    opened, tokenizer = session.language_model(folder, cfg.compute, bases=bases)
+    begun = opened if folder == cfg.start else session.language_model(cfg.start, cfg.compute, bases=bases)[0]
+    model, params, start = opened.cfg, opened.params, begun.params
+    if jax.tree.map(np.shape, begun.base) != jax.tree.map(np.shape, opened.base):
         raise UserError(f"{folder} and {cfg.start} are models of different sizes; start is the model it started from")
     engine.check(prompts.tokens, prompts.length, window=cfg.response_window, cfg=model)
     window, size = cfg.response_window, min(cfg.batch, prompts.length.size)

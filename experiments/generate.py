@@ -148,16 +148,16 @@ def main(cfg: Experiment) -> dict[str, Any]:
     """Write the file; how many responses it holds and how they ended."""
     mesh = settings.make_mesh(cfg.mesh)
     config.check(not Path(cfg.out).is_dir(), f"out is a folder, {cfg.out}; name the file to write")
-    model, params, tokenizer = session.language_model(cfg.model, cfg.compute, mesh)
+    opened, tokenizer = session.language_model(cfg.model, cfg.compute, mesh)
     prompts = load_prompts(
         cfg.prompts, tokenizer, window=cfg.prompt_window, long=cfg.long_prompts, format=cfg.format, root=cfg.data
     )
     with settings.within(mesh):
         rows = respond(
-            params,
+            opened.params,
             prompts,
             tokenizer,
-            model=model,
+            model=opened.cfg,
             samples=cfg.samples,
             window=cfg.response_window,
             sampling=cfg.sampling,

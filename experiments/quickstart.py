@@ -23,6 +23,7 @@ import sft
 from world import PROMPT, RESPONSE, judge, made_files, parses
 
 from rlhf_jax.evaluation import intervals
+from rlhf_jax.model import hf_families
 from rlhf_jax.playground import gold
 from rlhf_jax.runs import config, report, settings
 from rlhf_jax.runs.ppo_settings import PPO, Reward
@@ -39,6 +40,8 @@ class Experiment:
     """The first seed."""
     seeds: int = 1
     """How many seeds to run, one after another."""
+    family: str = "llama"
+    """Of the model: any family that rlhf-jax reads (`hf_families.FAMILIES`)."""
     width: int = 64
     """D of the model; a head has 16."""
     layers: int = 2
@@ -65,6 +68,7 @@ class Experiment:
         sizes = ("seeds", "width", "layers", "corpus", "demonstrations", "judged", "judges")
         for name in (*sizes, "iterations", "evaluated"):
             config.at_least(name, getattr(self, name), 1)
+        config.choice("family", self.family, hf_families.FAMILIES)
         config.at_least("samples", self.samples, 2)
         config.non_negative("seed", self.seed)
         config.positive("learning_rate", self.learning_rate)

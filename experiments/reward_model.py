@@ -20,8 +20,9 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import baselines
 from rlhf_jax.feedback import agreement, formats, records
 from rlhf_jax.model import heads, hf
-from rlhf_jax.runs import config, data, log, report, session, settings
-from rlhf_jax.types import Pairs, TrainState
+from rlhf_jax.model.lora import Lora
+from rlhf_jax.runs import config, data, dry_run, log, models, report, session, settings
+from rlhf_jax.types import Pairs, TrainState, overlay
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Experiment:
     reference: str = ""
     """Responses to fit them on, as generate.py writes them; empty: all responses of the training pairs."""
     optimizer: settings.Optimizer = settings.Optimizer(lr=1e-5, schedule="cosine", warmup=0.03, eps=1e-8)
+    lora: Lora = Lora()
+    """Train an adapter, and the score head, in place of the weights."""
     compute: settings.Compute = settings.Compute()
     mesh: settings.Layout = settings.Layout()
     save_every: int = 100
@@ -73,6 +76,8 @@ class Experiment:
     """Checkpoints kept."""
     resume: bool = False
     """Go on from the last checkpoint of the run folder."""
+    dry_run: bool = False
+    """Only tell what the run would take: shapes, memory, steps, FLOPs; --dry-run is short for it."""
 
     def __post_init__(self) -> None:
         for name in ("window", "batch", "microbatches", "keep"):
@@ -111,9 +116,20 @@ def raw_scores(forward: Callable[..., Any], params: Any, tokens: Any, length: An
     return np.concatenate(found)[: len(length)]
 
 
-def scorer(folder: str, *, window: int, rows: int, axis: int = 0, compute: Any = None, mesh: Any = None) -> Score:
-    """A saved reward model as a reward: score(prompts, responses, meta) -> f32 [B], normalised as it was saved."""
-    model, params = hf.load(folder, mesh=mesh)
+def scorer(
+    folder: str,
+    *,
+    window: int,
+    rows: int,
+    axis: int = 0,
+    compute: Any = None,
+    mesh: Any = None,
+    bases: models.Bases | None = None,
+) -> Score:
+    """A saved reward model as a reward: score(prompts, responses, meta) -> f32 [B], normalised as it was saved. Where it
+    is an adapter, its base is taken from `bases` and put there."""
+    opened = models.open_model(folder, mesh, bases)
+    model, params = opened.cfg, opened.params
     tokenizer = hf.tokenizer(folder)
     hf.check_tokenizer(tokenizer, model)
     if axis >= model.axes:
@@ -146,15 +162,21 @@ def evaluate(
 
 def main(cfg: Experiment) -> dict[str, Any]:
     """Run it; the held-out accuracies, and under "folder" where the model lies."""
+    if cfg.dry_run:
+        return dry_run.show(dry_run.reward_model(cfg))
     mesh = settings.make_mesh(cfg.mesh)
-    model, params = hf.load(cfg.model, mesh=mesh)
+    opened = models.open_model(cfg.model, mesh)
     tokenizer = hf.tokenizer(cfg.model)
-    hf.check_tokenizer(tokenizer, model)
-    model = settings.stop_at(settings.apply_compute(model, cfg.compute), tokenizer)
+    hf.check_tokenizer(tokenizer, opened.cfg)
+    adapter, key = models.settings_of(opened, cfg.lora), jax.random.key(cfg.seed)
+    model = settings.stop_at(settings.apply_compute(opened.cfg, cfg.compute), tokenizer)
     if not model.axes:
         model = hf.classifier(model, 1)
-        params = heads.add_reward_head(jax.random.fold_in(jax.random.key(cfg.seed), 1), params, model)
+        base = heads.add_reward_head(jax.random.fold_in(key, 1), opened.base, model)
+        opened = opened._replace(base=base, adapter=heads.trunk(opened.adapter))
     model = replace(model, reward_mean=(), reward_std=())
+    opened = opened._replace(cfg=model)
+    trained, frozen = models.trainable(opened, cfg.lora, jax.random.fold_in(key, 2), mesh)
     comparisons, told = formats.load(data.find(cfg.comparisons, cfg.data), cfg.format)
     print(told.text())
     kept, held = records.split_by_prompt(comparisons, cfg.held_out, seed=cfg.seed)
@@ -179,14 +201,14 @@ def main(cfg: Experiment) -> dict[str, Any]:
     steps = max(round(cfg.epochs * total / cfg.batch), 1)
     adam = settings.optimizer(cfg.optimizer, steps)
     update = make_update(loss, adam, weigh=reward_model.weigh, microbatches=cfg.microbatches)
-    state = session.placed(TrainState.create(params, adam), mesh)
+    state = models.placed(TrainState.create(trained, adam), mesh)
     with session.session(cfg, mesh) as current:
         start, state = session.restore(cfg, current, state)
         with log.progress(steps, start) as advance:
             for step in range(start, steps):
                 clock = time.perf_counter()
                 batch = data.take(rows, data.batch_rows(total, cfg.batch, seed=cfg.seed, step=step))
-                state, found = update(state, jax.tree.map(jnp.asarray, batch), jax.random.key(step))
+                state, found = update(state, jax.tree.map(jnp.asarray, batch), jax.random.key(step), frozen)
                 metrics = summarise(found)
                 current.run.log(step, metrics)
                 seconds = time.perf_counter() - clock
@@ -196,13 +218,15 @@ def main(cfg: Experiment) -> dict[str, Any]:
                 advance(shown | {"tokens/s": tokens / seconds})
                 session.save(cfg, current, step + 1, steps, state)
 
+        whole = overlay(frozen, state.params)
+
         def scores_of(tokens: Any, length: Any) -> np.ndarray:
-            return raw_scores(score_rows, state.params, tokens, length, min(2 * cfg.batch, len(length)))[:, 0]
+            return raw_scores(score_rows, whole, tokens, length, min(2 * cfg.batch, len(length)))[:, 0]
 
         if cfg.normalise:
             mean, std = reward_model.fit_normalisation(scores_of(*reference))
             model = replace(model, reward_mean=(mean,), reward_std=(std,))
-        hf.save(f"{cfg.out}/model", model, state.params, tokenizer)
+        folder = models.save(cfg.out, opened._replace(cfg=model), whole, tokenizer, adapter)
         margins = scores_of(held_rows.chosen, held_rows.chosen_length) - scores_of(
             held_rows.rejected, held_rows.rejected_length
         )
@@ -212,9 +236,9 @@ def main(cfg: Experiment) -> dict[str, Any]:
         )
     for name, each in accuracies.items():
         print(f"{name:>20}: {each}")
-    print(f"reward model: {cfg.out}/model   report: {report.write(cfg.out)}")
+    print(f"reward model: {folder}   report: {report.write(cfg.out)}")
     compiled = {"update": session.compilations(update)}
-    return {"folder": f"{cfg.out}/model", "held_out": accuracies, "compilations": compiled}
+    return {"folder": folder, "held_out": accuracies, "compilations": compiled}
 
 
 def reference_responses(cfg: Experiment, tokenizer: Any, rows: Pairs) -> tuple[np.ndarray, np.ndarray]:

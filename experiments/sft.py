@@ -15,10 +15,11 @@ import numpy as np
 from rlhf_jax.algorithms import sft
 from rlhf_jax.algorithms.update import check_division, make_update, summarise
 from rlhf_jax.feedback import formats, records
-from rlhf_jax.model import heads, hf, transformer
+from rlhf_jax.model import heads, transformer
+from rlhf_jax.model.lora import Lora
 from rlhf_jax.objectives import weights
-from rlhf_jax.runs import config, data, log, report, session, settings
-from rlhf_jax.types import Demonstrations, TrainState
+from rlhf_jax.runs import config, data, dry_run, log, models, report, session, settings
+from rlhf_jax.types import Demonstrations, TrainState, overlay
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Experiment:
     held_out: float = 0.05
     """Share of the prompts kept for evaluation."""
     optimizer: settings.Optimizer = settings.Optimizer(lr=2e-5, schedule="cosine", warmup=0.03, eps=1e-8)
+    lora: Lora = Lora()
+    """Train an adapter in place of the weights."""
     compute: settings.Compute = settings.Compute()
     mesh: settings.Layout = settings.Layout()
     save_every: int = 100
@@ -58,6 +61,8 @@ class Experiment:
     """Checkpoints kept."""
     resume: bool = False
     """Go on from the last checkpoint of the run folder."""
+    dry_run: bool = False
+    """Only tell what the run would take: shapes, memory, steps, FLOPs; --dry-run is short for it."""
 
     def __post_init__(self) -> None:
         for name in ("window", "batch", "microbatches", "keep"):
@@ -72,8 +77,12 @@ class Experiment:
 
 def main(cfg: Experiment) -> dict[str, Any]:
     """Run it; the final metrics, and under "folder" where the model lies."""
+    if cfg.dry_run:
+        return dry_run.show(dry_run.sft(cfg))
     mesh = settings.make_mesh(cfg.mesh)
-    model, params, tokenizer = session.language_model(cfg.model, cfg.compute, mesh)
+    opened, tokenizer = session.language_model(cfg.model, cfg.compute, mesh)
+    model, adapter = opened.cfg, models.settings_of(opened, cfg.lora)
+    trained, frozen = models.trainable(opened, cfg.lora, jax.random.fold_in(jax.random.key(cfg.seed), 2), mesh)
     found, told = formats.load_demonstrations(data.find(cfg.demonstrations, cfg.data), cfg.format)
     print(told.text())
     encode = functools.partial(data.encode_demonstrations, tokenizer=tokenizer, window=cfg.window, learn=cfg.learn)
@@ -98,7 +107,7 @@ def main(cfg: Experiment) -> dict[str, Any]:
 
     update = make_update(loss, adam, weigh=weigh, microbatches=cfg.microbatches)
     evaluate = jax.jit(lambda params, batch: loss(params, batch, weigh(batch))[0])
-    state = session.placed(TrainState.create(params, adam), mesh)
+    state = models.placed(TrainState.create(trained, adam), mesh)
     metrics: dict[str, float] = {}
     with session.session(cfg, mesh) as current:
         start, state = session.restore(cfg, current, state)
@@ -106,7 +115,7 @@ def main(cfg: Experiment) -> dict[str, Any]:
             for step in range(start, steps):
                 clock = time.perf_counter()
                 batch = data.take(rows, data.batch_rows(total, cfg.batch, seed=cfg.seed, step=step))
-                state, found_metrics = update(state, jax.tree.map(jnp.asarray, batch), jax.random.key(step))
+                state, found_metrics = update(state, jax.tree.map(jnp.asarray, batch), jax.random.key(step), frozen)
                 metrics = summarise(found_metrics)
                 current.run.log(step, metrics)
                 seconds = time.perf_counter() - clock
@@ -116,11 +125,12 @@ def main(cfg: Experiment) -> dict[str, Any]:
                 session.save(cfg, current, step + 1, steps, state)
 
         if held_rows is not None:
-            metrics["sft/held_out_loss"] = held_out_loss(evaluate, state.params, held_rows, cfg.batch)
+            whole = overlay(frozen, state.params)
+            metrics["sft/held_out_loss"] = held_out_loss(evaluate, whole, held_rows, cfg.batch)
             current.run.log(steps, {"sft/held_out_loss": metrics["sft/held_out_loss"]})
-    hf.save(f"{cfg.out}/model", model, state.params, tokenizer)
-    print(f"model: {cfg.out}/model   report: {report.write(cfg.out)}")
-    return metrics | {"folder": f"{cfg.out}/model", "compilations": {"update": session.compilations(update)}}
+    folder = models.save(cfg.out, opened, overlay(frozen, state.params), tokenizer, adapter)
+    print(f"model: {folder}   report: {report.write(cfg.out)}")
+    return metrics | {"folder": folder, "compilations": {"update": session.compilations(update)}}
 
 
 def held_out_loss(evaluate: Any, params: Any, rows: Demonstrations, size: int) -> float:

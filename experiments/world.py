@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.feedback import formats, simulate
-from rlhf_jax.model import hf, transformer
+from rlhf_jax.model import hf, hf_config, hf_families, transformer
 from rlhf_jax.model.config import ModelConfig
 from rlhf_jax.playground import gold, grammar, prompts, texts, tokenizer
 
@@ -41,6 +41,19 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
     return str(path)
 
 
+def model_config(cfg: Any, words: Any) -> ModelConfig:
+    """A small model of the family that `cfg` names, by way of the config.json that such a model would have."""
+    told, heads = hf_families.FAMILIES[cfg.family], cfg.width // 16
+    sizes = {"vocab_size": len(words), "d_model": cfg.width, "layers": cfg.layers, "heads": heads, "kv_heads": heads}
+    sizes |= {"head_dim": 16, "d_ff": 4 * cfg.width, "max_positions": PROMPT + RESPONSE, "norm_eps": 1e-5, "tied": True}
+    document = {"architectures": [told.causal], "model_type": cfg.family}
+    document |= {key.key: sizes[key.field] for key in told.keys if key.field in sizes}
+    document |= {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    if told.window:
+        document["sliding_window"] = RESPONSE
+    return hf_config.read(document)
+
+
 def made_files(cfg: Any, folder: Path) -> dict[str, str]:
     """The files that a real project would start from: a random checkpoint, a corpus, demonstrations, prompts."""
     rng = np.random.default_rng(cfg.seed)
@@ -51,24 +64,7 @@ def made_files(cfg: Any, folder: Path) -> dict[str, str]:
     asked = prompts.draw(cfg.seed, max(PROMPTS, cfg.judged, cfg.demonstrations))
     corpus = texts.corpus(rng, [asked[i] for i in rng.integers(len(asked), size=cfg.corpus)])
     words = tokenizer.train_tokenizer([row["prompt"] for row in corpus] + [row["response"] for row in corpus])
-    model = ModelConfig(
-        family="llama",
-        vocab_size=len(words),
-        d_model=cfg.width,
-        layers=cfg.layers,
-        heads=cfg.width // 16,
-        kv_heads=cfg.width // 16,
-        head_dim=16,
-        d_ff=4 * cfg.width,
-        max_positions=PROMPT + RESPONSE,
-        norm="rms",
-        norm_eps=1e-5,
-        positions="rope",
-        tied=True,
-        eos_ids=(words.eos_token_id,),
-        bos_id=words.bos_token_id,
-        pad_id=words.pad_token_id,
-    )
+    model = model_config(cfg, words)
     hf.save(folder / "start", model, transformer.init(jax.random.key(cfg.seed), model), words)
 
     def plain(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

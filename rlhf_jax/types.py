@@ -188,6 +188,14 @@ class Batch:
     """f32 [B, R]."""
 
 
+def overlay(frozen: Any, params: Any) -> Any:
+    """`frozen` with the entries of `params` in it, dict by dict: the whole model of which `params` is trained. No array is
+    copied. Where `frozen` has no dict, the answer is `params` itself."""
+    if not isinstance(frozen, dict):
+        return params
+    return {**frozen, **{name: overlay(frozen.get(name), inner) for name, inner in params.items()}}
+
+
 @struct.dataclass
 class TrainState:
     """All that training changes: arrays only, no functions and no keys."""

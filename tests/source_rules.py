@@ -35,6 +35,7 @@ STRICTER: dict[str, set[str]] = {
 STARRED = [
     "runs/*",
     "model/hf*",
+    "model/peft*",
     "feedback/formats*",
     "feedback/tables*",
     "feedback/store*",

@@ -136,6 +136,10 @@ def loss(
     old_values, returns = blank(batch.values, mask), blank(batch.returns, mask)
 
     policy_terms = policy_loss(logprobs, old, advantages)
+    if jnp.shape(policy_terms) != mask.shape:
+        raise UserError(
+            f"the policy loss returned shape {jnp.shape(policy_terms)}; it must return one number a token, {mask.shape}"
+        )
     if importance_cap is not None:
         behaviour = blank(batch.behaviour_logprobs, mask)
         policy_terms = policy_terms * policy.truncated_importance(old, behaviour, cap=importance_cap)

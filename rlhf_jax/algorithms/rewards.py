@@ -21,15 +21,17 @@ def checked(name: str, function: Score) -> Score:
     rows."""
 
     def score(prompts: Sequence[Any], responses: Sequence[str], meta: Sequence[Mapping[str, Any]]) -> Any:
+        rows = len(responses)
         try:
-            result = function(prompts, responses, meta)
+            result = function(list(prompts), list(responses), list(meta))
         except UserError:
             raise
         except Exception as error:
             raise UserError(f"reward '{name}' raised {type(error).__name__}: {error}") from error
-        values, parts = result if isinstance(result, tuple) else (result, {})
-        return to_scores(name, values, len(responses)), {
-            part: to_scores(f"{name}.{part}", each, len(responses)) for part, each in parts.items()
+        named = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)
+        values, parts = result if named else (result, {})
+        return to_scores(name, values, rows), {
+            part: to_scores(f"{name}.{part}", each, rows) for part, each in parts.items()
         }
 
     return score
@@ -38,7 +40,10 @@ def checked(name: str, function: Score) -> Score:
 def to_scores(name: str, values: Any, rows: int) -> np.ndarray:
     """f32 [rows], or a UserError that says which rows are wrong."""
     try:
-        scores = np.asarray(values, np.float32)
+        scores = np.asarray(values)
+        if scores.dtype.kind in "USO":
+            raise TypeError
+        scores = scores.astype(np.float32)
     except (TypeError, ValueError) as error:
         raise UserError(f"reward '{name}' must return one number a response; got {type(values).__name__}") from error
     if scores.shape != (rows,):

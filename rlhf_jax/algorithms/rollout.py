@@ -139,10 +139,13 @@ def metrics(rollout: Rollout) -> dict[str, float]:
     }
     found |= {f"reward/{name}": values.mean() for name, values in host.score_parts.items()}
     if rollout.ref_logprobs is not None:
+        kls = {}
         for name, estimator in (("kl", kl.k1), ("kl_k3", kl.k3)):
             terms = np.asarray(estimator(rollout.logprobs, rollout.ref_logprobs), np.float64)
-            found[f"rollout/{name}"] = np.where(mask, terms, 0.0).sum(axis=1).mean()
-        if found["rollout/kl"] < -0.01 * found["rollout/length"]:
+            kls[name] = np.where(mask, terms, 0.0).sum(axis=1)
+            found[f"rollout/{name}"] = kls[name].mean()
+        error = kls["kl"].std() / np.sqrt(kls["kl"].size)
+        if found["rollout/kl"] < -0.01 * found["rollout/length"] - 3 * error:
             warnings.warn(
                 f"the mean KL to the reference is {found['rollout/kl']:.3g} nats a response, which no KL can be: do "
                 "policy, sampler and reference share temperature, truncation and masks?",

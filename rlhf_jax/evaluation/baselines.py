@@ -122,9 +122,9 @@ def logistic(
 ) -> NDArray[np.float64]:
     """The theta [features] that minimises the weighted cross-entropy of sigma(x theta) plus (penalty / 2) |theta|^2.
 
-    x is [n, features], labels are probabilities. Newton's method in a trust region, until the gradient has shrunk to
-    1e-8 of what it was at 0 or to its rounding (RuntimeError if it does not). Raises UserError for a penalty of 0 or below: no minimum
-    need exist.
+    x is [n, features], labels are probabilities. Newton's method, in a trust region first, until the gradient has shrunk
+    to 1e-8 of what it was at 0 or to its rounding (RuntimeError if it does not). Raises UserError for a penalty of 0 or
+    below: no minimum need exist.
     """
     if not penalty > 0:
         raise UserError(f"the penalty must be above 0, got {penalty}")

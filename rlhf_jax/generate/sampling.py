@@ -65,6 +65,7 @@ def draw(logits: Float[Array, "*b V"], keys: Array, sampling: Sampling) -> tuple
         return token, jnp.zeros(token.shape, jnp.float32)
     logits = truncate(logits, sampling)
     uniform = jnp.reshape(jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys.reshape(-1)), keys.shape)
-    token = categorical(logits, uniform)
+    # 0 would draw the first token whatever its probability; the smallest other draw is 2⁻²³
+    token = categorical(logits, jnp.maximum(uniform, 2.0**-24))
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     return token, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]

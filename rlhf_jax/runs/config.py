@@ -119,6 +119,9 @@ def _split(argv: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
         if token in ("-h", "--help") or (token.startswith("--") and token.endswith(".help")):
             flags.append(token)
             continue
+        if token == "--dry-run":
+            settings.append(("dry_run", "true"))
+            continue
         check(token.startswith("--") and len(token) > 2, f"unexpected {token!r}: settings are given as --name value")
         key, equals, text = token[2:].partition("=")
         value: str | None = text if equals else None

@@ -1,5 +1,6 @@
 """The settings of PPO and of its rewards, each with its default and where that comes from."""
 
+import math
 from dataclasses import dataclass
 
 from rlhf_jax.runs import ranges
@@ -22,6 +23,7 @@ class Reward:
 
     def __post_init__(self) -> None:
         ranges.check(bool(self.model) != bool(self.function), "model or function must be given, and not both")
+        ranges.check(math.isfinite(self.weight), f"weight must be a finite number, got {self.weight}")
         ranges.non_negative("axis", self.axis)
         ranges.non_negative("window", self.window)
 
@@ -119,6 +121,8 @@ class PPO:
                 ranges.positive(name, getattr(self, name))
         if self.value_lam is not None:
             ranges.fraction("value_lam", self.value_lam)
+        penalty = self.missing_eos_penalty
+        ranges.check(penalty is None or math.isfinite(penalty), f"missing_eos_penalty must be finite, got {penalty}")
         ranges.check(self.dual_clip is None or self.dual_clip > 1, f"dual_clip must be above 1, got {self.dual_clip}")
         ranges.choice("kl_in", self.kl_in, ("reward", "loss"))
         ranges.choice("kl_estimator", self.kl_estimator or "k1", ("k1", "k2", "k3"))

@@ -8,14 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.model import hf
-from rlhf_jax.model.config import ModelConfig
-from rlhf_jax.runs import checkpoint, log, settings
-from rlhf_jax.types import Params
+from rlhf_jax.runs import checkpoint, log, models, settings
 
 
 class Session(NamedTuple):
@@ -39,33 +36,19 @@ def session(cfg: Any, mesh: Mesh | None) -> Iterator[Session]:
         yield Session(run, folder, stop)
 
 
-def placed(tree: Any, mesh: Mesh | None) -> Any:
-    """Every leaf on the mesh (a leaf that lies on one device on all of them), its place without trailing Nones.
-
-    A jitted update gives its state back so, and a state that is placed or spelled otherwise compiles it a second time.
-    """
-
-    if mesh is None:
-        return tree
-
-    def place(leaf: Any) -> Any:
-        spec = list(leaf.sharding.spec) if isinstance(leaf.sharding, NamedSharding) else []
-        while spec and spec[-1] is None:
-            spec.pop()
-        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*spec)))
-
-    return jax.tree.map(place, tree)
-
-
-def language_model(folder: str, compute: settings.Compute, mesh: Mesh | None = None) -> tuple[ModelConfig, Params, Any]:
-    """(configuration, parameters, tokenizer) of a model that can be sampled from. UserError for a reward model, for a
-    tokenizer with more ids than the model has rows, and for one without an EOS."""
-    model, params = hf.load(folder, mesh=mesh)
+def language_model(
+    folder: str, compute: settings.Compute, mesh: Mesh | None = None, bases: models.Bases | None = None
+) -> tuple[models.Opened, Any]:
+    """A model that can be sampled from, and its tokenizer. UserError for a reward model, for a tokenizer with more ids than
+    the model has rows, and for one without an EOS."""
+    opened = models.open_model(folder, mesh, bases)
+    model = opened.cfg
     if model.axes:
         raise UserError(f"{folder} is a reward model; a causal language model is needed here")
     tokenizer = hf.tokenizer(folder)
     hf.check_tokenizer(tokenizer, model)
-    return settings.stop_at(settings.apply_compute(model, compute), tokenizer), placed(params, mesh), tokenizer
+    model = settings.stop_at(settings.apply_compute(model, compute), tokenizer)
+    return opened._replace(cfg=model), tokenizer
 
 
 def compilations(function: Any) -> int:

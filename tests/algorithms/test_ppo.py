@@ -9,10 +9,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from rlhf_jax.algorithms import ppo, rollout
-from rlhf_jax.algorithms.update import summarise
+from rlhf_jax.algorithms.update import make_update, summarise
+from rlhf_jax.errors import UserError
 from rlhf_jax.generate import engine
 from rlhf_jax.model import heads
 from rlhf_jax.objectives import advantages, policy, weights
@@ -376,6 +378,48 @@ def test_invariant_47_ppo_learns_to_prefer_a_token():
     assert max(steps["policy/clip_fraction"].max() for steps in updated) > 0, "several epochs must reach the clip"
     assert collected[-1]["rollout/entropy"] < 0.5 * collected[0]["rollout/entropy"]
     assert np.mean([s["value/loss"][-1] for s in updated[-5:]]) < np.mean([s["value/loss"][0] for s in updated[:5]])
+
+
+def test_metrics_are_means_over_tokens_whatever_the_weights_sum_to():
+    """fixed_length weights sum to the filled share of the window; the ratio of a policy at rest is 1 all the same."""
+    found = worlds.facts()
+    batch = ppo.targets(found)
+    assert float(weights.fixed_length(batch.mask).sum()) < 0.9
+    adam = optax.sgd(0.0)
+    told = {}
+    for weigh in (weights.fixed_length, weights.token_mean):
+        update = make_update(
+            functools.partial(ppo.loss, forward=worlds.look_up),
+            adam,
+            weigh=lambda b, w=weigh: w(b.mask),
+            microbatches=2,
+        )
+        told[weigh] = summarise(update(TrainState.create(worlds.table(), adam), batch, jax.random.key(0))[1])
+    assert told[weights.fixed_length].keys() == told[weights.token_mean].keys()
+    for name in told[weights.fixed_length]:
+        if name != "update/grad_norm":
+            expected = pytest.approx(told[weights.token_mean][name], rel=1e-5, abs=1e-7)
+            assert told[weights.fixed_length][name] == expected, name
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (8, 1)])
+def test_a_policy_loss_that_reduces_is_refused(shape):
+    batch = ppo.targets(worlds.facts())
+    with pytest.raises(UserError, match="must return one number a token"):
+        ppo.loss(
+            worlds.table(), batch, weights.token_mean(batch.mask), forward=worlds.look_up,
+            policy_loss=lambda logprobs, old, advantages: jnp.zeros(shape),
+        )  # fmt: skip
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run():
+    adam = optax.sgd(1.0)
+    batch = ppo.targets(worlds.facts())
+    batch = batch.replace(advantages=batch.advantages.at[0, 0].set(jnp.inf))
+    loss = functools.partial(ppo.loss, forward=worlds.look_up)
+    update = make_update(loss, adam, weigh=lambda b: weights.token_mean(b.mask))
+    with pytest.raises(UserError, match="not finite; go on from the last checkpoint with a lower learning rate"):
+        summarise(update(TrainState.create(worlds.table(), adam), batch, jax.random.key(0))[1])
 
 
 def test_invariant_49_the_same_seed_gives_the_same_run_to_the_last_bit():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import ppo as script
+import ppo_parts
 import pytest
 
 from rlhf_jax.algorithms import ppo, rollout
@@ -423,12 +424,12 @@ def test_a_policy_loss_of_ones_own_is_named_in_the_settings(tmp_path):
     """ "file.py:function", with those of the clip settings bound that it takes."""
     path = tmp_path / "mine.py"
     path.write_text("def mine(logprobs, old, advantages, *, clip):\n    return -advantages * logprobs * clip\n")
-    mine = script.policy_loss(PPO(policy_loss=f"{path}:mine", clip=0.5))
+    mine = ppo_parts.policy_loss(PPO(policy_loss=f"{path}:mine", clip=0.5))
     np.testing.assert_allclose(mine(jnp.full((1, 1), -2.0), jnp.zeros((1, 1)), jnp.full((1, 1), 3.0)), 3.0)
-    ours = script.policy_loss(PPO(clip=0.1, clip_high=0.4, dual_clip=3.0))
+    ours = ppo_parts.policy_loss(PPO(clip=0.1, clip_high=0.4, dual_clip=3.0))
     assert ours.func is policy.clipped and ours.keywords == {"clip": 0.1, "clip_high": 0.4, "dual_clip": 3.0}
     with pytest.raises(UserError, match="clipped"):
-        script.policy_loss(PPO(policy_loss="cliped"))
+        ppo_parts.policy_loss(PPO(policy_loss="cliped"))
 
 
 # --- the update ---------------------------------------------------------------------------------------------------------

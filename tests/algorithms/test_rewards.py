@@ -49,12 +49,30 @@ def test_scores_may_come_as_any_sequence(kind):
         (["a", "b", "c"], "one number a response; got list"),
         ([[1.0], [1.0, 2.0], []], "one number a response"),
         (None, "'mine'"),
+        (["1", "2", "3"], "one number a response"),
+        (([1.0, 2.0, 3.0], [0.5]), "one number a response"),
+        (([1.0, 2.0, 3.0], [0.5, 0.5, 0.5]), r"shape \(2, 3\)"),
         (([1.0, 2.0, 3.0], {"part": [1.0]}), r"'mine.part' returned shape \(1,\)"),
     ],
 )
 def test_what_a_function_returns_wrongly_is_told(result, told):
     with pytest.raises(UserError, match=told):
         rewards.checked("mine", lambda p, r, m: result)(PROMPTS, RESPONSES, META)
+
+
+def test_a_tuple_of_numbers_is_scores():
+    assert rewards.checked("mine", lambda p, r, m: (1.0, 2.0, 3.0))(PROMPTS, RESPONSES, META)[0].tolist() == [1, 2, 3]
+    two = rewards.checked("mine", lambda p, r, m: (1.0, 2.0))(PROMPTS[:2], RESPONSES[:2], META[:2])
+    assert two[0].tolist() == [1, 2] and two[1] == {}
+
+
+def test_a_function_that_empties_its_lists_harms_nobody():
+    def greedy(prompts, responses, meta):
+        return [float(len(responses.pop())) for _ in range(len(responses))]
+
+    given = list(RESPONSES)
+    total, _ = rewards.mix({"greedy": (greedy, 1.0), "length": (length, 1.0)})(PROMPTS, given, META)
+    assert given == RESPONSES and total.tolist() == [4, 4, 4]
 
 
 def test_an_exception_names_the_reward_and_keeps_its_cause():

@@ -207,6 +207,8 @@ def test_invariant_27_a_kl_that_no_kl_can_be_is_warned_of():
         warnings.simplefilter("error")
         rollout.metrics(found.replace(ref_logprobs=found.logprobs - 0.5))
         rollout.metrics(found.replace(ref_logprobs=found.logprobs))
+        noise = np.random.default_rng(1).normal(0.0, 0.3, found.logprobs.shape)  # mean about 0: chance, not a mistake
+        rollout.metrics(found.replace(ref_logprobs=found.logprobs + np.float32(noise)))
         assert "rollout/kl" not in rollout.metrics(found.replace(ref_logprobs=None))
 
 

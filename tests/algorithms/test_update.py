@@ -221,3 +221,36 @@ def test_invariant_38_masters_and_optimizer_state_stay_f32():
     state = new_state(optimizer)
     floats = [x for x in jax.tree.leaves((state.params, state.opt_state)) if jnp.issubdtype(x.dtype, jnp.floating)]
     assert floats and all(x.dtype == jnp.float32 for x in floats)
+
+
+def test_what_is_frozen_is_an_argument_seen_by_the_loss_and_left_alone():
+    """Gradients and Adam's moments are of the trained part; another frozen part is another result of the same program; its
+    buffers are the caller's, before and after."""
+
+    def loss(params, batch, weights):
+        total = jnp.sum(weights * (batch["x"] @ (params["role"]["w"] * params["role"]["v"]) - 1.0) ** 2)
+        return total, {"loss": total}
+
+    batch = {"x": jnp.asarray(np.random.default_rng(0).normal(0, 1, (ROWS, 3)), jnp.float32)}
+    w, v = jnp.array([0.5, -1.0, 2.0]), jnp.array([1.0, 2.0, 3.0])
+    frozen = {"role": {"w": w}}
+    place = w.unsafe_buffer_pointer()
+    optimizer = optax.sgd(0.1)
+    update = make_update(loss, optimizer, weigh=lambda batch: jnp.full(ROWS, 1 / ROWS), microbatches=2)
+
+    def stepped(frozen):
+        state = TrainState.create({"role": {"v": v}}, optimizer)
+        return update(state, batch, KEY, frozen)[0].params
+
+    after = stepped(frozen)
+    x = np.asarray(batch["x"], np.float64)
+    for given, found in ((w, after), (2 * w, stepped({"role": {"w": 2 * w}}))):
+        base, moving = np.asarray(given, np.float64), np.asarray(v, np.float64)
+        gradient = (2 / ROWS) * base * (x.T @ (x @ (base * moving) - 1))
+        assert found.keys() == {"role"} and found["role"].keys() == {"v"}
+        np.testing.assert_allclose(found["role"]["v"], moving - 0.1 * gradient, rtol=2e-5)
+    assert update._cache_size() == 1
+    assert frozen["role"]["w"] is w and w.unsafe_buffer_pointer() == place
+    assert np.array_equal(w, [0.5, -1.0, 2.0])
+    state = TrainState.create({"role": {"v": v}}, optax.adam(0.1))
+    assert sum(x.size for x in jax.tree.leaves(state)) == 1 + 3 + 1 + 2 * 3

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.algorithms import rollout
+from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import intervals
 from rlhf_jax.model import hf
 from rlhf_jax.types import Sampling
@@ -109,3 +110,8 @@ def test_the_table_has_a_line_a_model_and_an_interval_a_number(run, monkeypatch,
     mean, low, high = intervals.paired(rows["policy"]["kl"])
     assert result["policy"]["kl"] == (mean, low, high)
     assert f"{mean:.3f} ± {(high - low) / 2:.3f}" in told[-1]
+
+
+def test_a_truncated_sampler_has_no_kl(tmp_path):
+    with pytest.raises(UserError, match="no KL to the start"):
+        evaluate.Experiment("policy", "start", "reward", "prompts", sampling=Sampling(top_p=0.9))

@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import optax
 import ppo
+import ppo_parts
 import pytest
 
 from rlhf_jax.model import hf
 from rlhf_jax.objectives import kl, policy
-from rlhf_jax.runs import checkpoint, config, settings
+from rlhf_jax.runs import checkpoint, config, models, settings
 from rlhf_jax.runs.ppo_settings import PPO, Reward
 from rlhf_jax.types import Sampling
 from tests.experiments.conftest import finish, lines, optimised
@@ -257,7 +258,9 @@ def test_settings_of_the_targets_arrive(monkeypatch):
 @pytest.mark.parametrize("where", ["reward", "loss"])
 def test_settings_of_the_loss_and_the_update_arrive(monkeypatch, where):
     seen = {}
-    monkeypatch.setattr(ppo, "make_update", lambda loss, adam, **keywords: seen.update(keywords, loss=loss, adam=adam))
+    monkeypatch.setattr(
+        ppo_parts, "make_update", lambda loss, adam, **keywords: seen.update(keywords, loss=loss, adam=adam)
+    )
     ppo.build_update(dataclasses.replace(flipped(), kl_in=where), "forward", kl.k3, "adam")
     assert seen["adam"] == "adam" and seen["loss"].func is ppo.ppo.loss
     keywords = dict(seen["loss"].keywords)
@@ -277,7 +280,7 @@ def test_settings_of_the_loss_and_the_update_arrive(monkeypatch, where):
 
 
 def test_a_loss_of_ones_own_gets_the_settings_it_asks_for(world):
-    own = ppo.policy_loss(PPO(policy_loss=world.function("unclipped"), clip=0.3))
+    own = ppo_parts.policy_loss(PPO(policy_loss=world.function("unclipped"), clip=0.3))
     assert isinstance(own, functools.partial) and own.keywords == {} and own.func.__name__ == "unclipped"
 
 
@@ -300,12 +303,12 @@ def test_the_critic_learns_at_its_own_rate_while_the_policy_waits(world, tmp_pat
 
 def test_the_value_model_starts_where_told(world, tmp_path):
     """From the reward model: its score is the first value, so that of a finished text is its reward. From the policy: 0."""
-    model, params = hf.load(world.model)
-    words = hf.tokenizer(world.model)
+    opened = models.open_model(world.model)
+    params, words = opened.params, hf.tokenizer(world.model)
 
     def built(value, rewards=None):
         cfg = world.ppo(tmp_path, {"judged": Reward(model=world.reward)} if rewards is None else rewards, value=value)
-        return ppo.build_value(cfg, model, params, words, None)[1]
+        return ppo.build_value(cfg, opened, words, None, {}).params
 
     judge = hf.load(world.reward)[1]
     for made in (built("reward"), built(world.reward, {"words": Reward(function=world.function("words"))})):

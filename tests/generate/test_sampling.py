@@ -262,3 +262,12 @@ def test_evenly_spaced_numbers_give_each_token_its_share():
     tokens = jax.jit(jax.vmap(sampling.categorical, (None, 0)))(logits, uniform)
     share = np.bincount(np.asarray(tokens), minlength=700) / steps
     np.testing.assert_allclose(share, softmax(logits), atol=2 / steps)
+
+
+def test_a_uniform_number_of_exactly_0_draws_no_token_without_probability(monkeypatch):
+    """It comes once in 2²³ draws; the first token would follow, whatever its probability."""
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape, dtype: jnp.zeros(shape, dtype))
+    logits = jnp.zeros((2, 300)).at[:, 0].set(-80.0)
+    token, logprob = sampling.draw(logits, jax.random.split(jax.random.key(0), 2), Sampling())
+    assert token.tolist() == [1, 1]
+    np.testing.assert_allclose(logprob, -np.log(299), atol=1e-5)

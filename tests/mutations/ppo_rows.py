@@ -686,8 +686,8 @@ ROWS: tuple[Mutation, ...] = (
         "weights-by-micro-batch",
         23,
         "algorithms/update.py",
-        "(_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, *piece)",
-        "(_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(\n"
+        "(_, metrics), grads = jax.value_and_grad(whole, has_aux=True)(params, *piece)",
+        "(_, metrics), grads = jax.value_and_grad(whole, has_aux=True)(\n"
         "                params, piece[0], weigh(piece[0]) / microbatches\n"
         "            )",
         f"{UPDATE} invariant_23_gradients_and_metrics_do_not_depend_on_the_number_of_micro_batches",
@@ -986,7 +986,7 @@ ROWS: tuple[Mutation, ...] = (
     row(
         "reward-head-deviation",
         31,
-        "model/transformer.py",
+        "model/specs.py",
         "normal(1 / math.sqrt(D + 1))",
         "normal(0.02)",
         f"{MODEL} invariant_31_a_reward_head_is_drawn_with_deviation_one_over_the_root_of_d_plus_one",
@@ -1306,7 +1306,7 @@ ROWS: tuple[Mutation, ...] = (
     row(
         "script-value-rate",
         0,
-        "experiments/ppo.py",
+        "experiments/ppo_parts.py",
         "replace(cfg.optimizer, lr=value_lr)",
         "replace(cfg.optimizer)",
         f"{DETAILS} separate_learning_rate_of_the_value_model",
@@ -1315,7 +1315,7 @@ ROWS: tuple[Mutation, ...] = (
     row(
         "script-critic-warm-up",
         0,
-        "experiments/ppo.py",
+        "experiments/ppo_parts.py",
         "frozen=cfg.ppo.critic_warmup * per_iteration",
         "frozen=cfg.ppo.critic_warmup",
         f"{DETAILS} critic_warmup",
@@ -1333,9 +1333,9 @@ ROWS: tuple[Mutation, ...] = (
     row(
         "script-reference-temperature",
         5,
-        "experiments/ppo.py",
-        "temperature, chunk = cfg.sampling.temperature, cfg.compute.chunk",
-        "temperature, chunk = 1.0, cfg.compute.chunk",
+        "experiments/ppo_parts.py",
+        '"temperature": cfg.sampling.temperature',
+        '"temperature": 1.0',
         f"{DETAILS} script_first_ratio_is_exactly_one_and_nothing_is_compiled_twice",
         "sampled at one temperature, trained at another",
     ),
@@ -1360,7 +1360,7 @@ ROWS: tuple[Mutation, ...] = (
     row(
         "script-kl-twice",
         25,
-        "experiments/ppo.py",
+        "experiments/ppo_parts.py",
         'kl_coef=cfg.kl_coef if cfg.kl_in == "loss" else 0.0',
         "kl_coef=cfg.kl_coef",
         f"{DETAILS} kl_placement_follows_the_settings",

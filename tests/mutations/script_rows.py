@@ -3,6 +3,7 @@
 from tests.mutations.mutation import Mutation
 
 SCRIPTS = {name: f"tests/experiments/test_{name}.py" for name in ("sft", "generate", "reward_model", "ppo", "evaluate")}
+SCRIPTS["ppo_parts"] = SCRIPTS["ppo"]
 RESUME, REFUSALS = "tests/experiments/test_resume.py", "tests/experiments/test_bad_input.py"
 
 
@@ -22,9 +23,9 @@ ROWS: tuple[Mutation, ...] = (
     row(
         "forward-at-another-temperature",
         5,
-        "ppo",
-        "temperature, chunk = cfg.sampling.temperature, cfg.compute.chunk",
-        "temperature, chunk = 1.0, cfg.compute.chunk",
+        "ppo_parts",
+        '"temperature": cfg.sampling.temperature',
+        '"temperature": 1.0',
         "what_is_sampled_is_what_is_trained",
         "log-probabilities at temperature 1 of what was sampled at 0.7",
     ),
@@ -50,7 +51,7 @@ ROWS: tuple[Mutation, ...] = (
         "reference-is-the-policy",
         28,
         "ppo",
-        "reference=lambda *row, reference=reference: policy_forward(reference, *row)[0]",
+        "reference=lambda *row, reference=ref_params: policy_forward(reference, *row)[0]",
         'reference=lambda *row: policy_forward(state.params["policy"], *row)[0]',
         "the_kl_is_zero_before_the_first_step_and_not_after",
         "the KL is to the policy itself, always 0",
@@ -77,8 +78,8 @@ ROWS: tuple[Mutation, ...] = (
         "saves-the-start",
         0,
         "ppo",
-        'hf.save(f"{cfg.out}/model", model, state.params["policy"], tokenizer)',
-        'hf.save(f"{cfg.out}/model", model, params, tokenizer)',
+        "models.save(cfg.out, opened, final, tokenizer, adapter)",
+        "models.save(cfg.out, opened, opened.params, tokenizer, adapter)",
         "the_aligned_model_is_whole_and_another_one",
         "the model that is saved is the one it began with",
     ),
@@ -86,15 +87,15 @@ ROWS: tuple[Mutation, ...] = (
         "shows-the-start-twice",
         0,
         "ppo",
-        'show(state.params["policy"], iteration=cfg.iterations, stage="after")',
-        'show(params, iteration=cfg.iterations, stage="after")',
+        'show(final, iteration=cfg.iterations, stage="after")',
+        'show(opened.params, iteration=cfg.iterations, stage="after")',
         "samples_before_and_after_are_of_the_same_prompts",
         "the samples after are from the model before",
     ),
     row(
         "unweighted-mix",
         0,
-        "ppo",
+        "ppo_parts",
         "            part.weight,\n",
         "            1.0,\n",
         "a_mix_adds_up_in_the_metrics",
@@ -113,8 +114,8 @@ ROWS: tuple[Mutation, ...] = (
         "state-left-where-it-is",
         22,
         "ppo",
-        'session.placed(TrainState.create({"policy": params, "value": value_params}, adam), mesh)',
-        'TrainState.create({"policy": params, "value": value_params}, adam)',
+        "models.placed(TrainState.create(trained, adam), mesh)",
+        "TrainState.create(trained, adam)",
         "a_mesh_of_simulated_devices_gives_the_same_metrics",
         "on a mesh the update is compiled a second time",
     ),
@@ -159,8 +160,8 @@ ROWS: tuple[Mutation, ...] = (
         "saves-the-start",
         0,
         "sft",
-        "model, state.params, tokenizer)",
-        "model, params, tokenizer)",
+        "models.save(cfg.out, opened, overlay(frozen, state.params), tokenizer, adapter)",
+        "models.save(cfg.out, opened, opened.params, tokenizer, adapter)",
         "the_saved_model_is_whole",
         "the model that is saved is the one it began with",
     ),

@@ -5,7 +5,7 @@ one of `tests` fails; an import that breaks, a name that does not exist or a fix
 the smallest tests that can see it: each row is a pytest run of its own.
 """
 
-from tests.mutations import model_rows, ppo_rows, script_rows
+from tests.mutations import dry_run_rows, family_rows, lora_rows, model_rows, ppo_rows, script_rows
 from tests.mutations.mutation import Mutation
 
 __all__ = ["MUTATIONS", "Mutation"]
@@ -29,7 +29,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         tests=("tests/test_imports.py::test_import_rlhf_jax_loads_nothing_heavy",),
         reason="a plotting library loaded by every user",
     ),
+    *dry_run_rows.ROWS,
+    *lora_rows.ROWS,
     *model_rows.ROWS,
+    *family_rows.ROWS,
     *ppo_rows.ROWS,
     *script_rows.ROWS,
 )
