@@ -1,6 +1,7 @@
 """Applies every row of table.py to a copy of the tree, one at a time, and sees whether the named tests fail.
 
 python -m tests.mutations.run --jobs 2            every row, two at a time; writes tests/mutations/result.json
+python -m tests.mutations.run --stale             those whose file or tests changed since result.json, which it completes
 python -m tests.mutations.run --only 9 --only ID  the rows of invariant 9, and the row of that id; writes nothing
 
 Exit code 0 when every row was killed, 1 otherwise.
@@ -8,6 +9,7 @@ Exit code 0 when every row was killed, 1 otherwise.
 
 import argparse
 import ast
+import hashlib
 import json
 import os
 import platform
@@ -138,7 +140,15 @@ def try_one(mutation: Mutation) -> dict[str, object]:
         "reason": mutation.reason,
         "tests": list(mutation.tests),
         "outcome": told.lower(),
+        "digest": digest(mutation),
     }
+
+
+def digest(mutation: Mutation) -> str:
+    """What a row's outcome was found on: the row itself, the file that it breaks, and the files of its tests."""
+    files = {mutation.file, *(test.split("::")[0] for test in mutation.tests)}
+    read = "".join((ROOT / file).read_text() for file in sorted(files))
+    return hashlib.sha256((repr(mutation) + read).encode()).hexdigest()[:16]
 
 
 def chosen(only: Sequence[str]) -> list[Mutation]:
@@ -153,9 +163,16 @@ def main() -> int:
     """Run the chosen rows, print a line for each, write the result when all were run."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutations.run", description=str(__doc__).split("\n")[0])
     parser.add_argument("--only", action="append", default=[], metavar="N|ID", help="an invariant, or the id of a row")
+    parser.add_argument("--stale", action="store_true", help="only what changed since the last result")
     parser.add_argument("--jobs", type=int, default=1, help="rows tried at the same time")
     arguments = parser.parse_args()
     rows = chosen(arguments.only)
+    known = {}
+    if arguments.stale:
+        before = json.loads(RESULT.read_text())["mutations"]
+        known = {row["id"]: row for row in before if row["outcome"] == "killed"}
+        known = {row.id: known[row.id] for row in rows if known.get(row.id, {}).get("digest") == digest(row)}
+        rows = [row for row in rows if row.id not in known]
 
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         tree = copy_tree(Path(folder))
@@ -168,12 +185,16 @@ def main() -> int:
                 raise SystemExit(f"error: {error}") from None
         tests = sorted({test for row in rows for test in row.tests})
         print(f"{len(rows)} mutations; first their {len(tests)} tests, unmutated", flush=True)
-        outcome, detail = run_tests(tree, tests, first_failure=False, jobs=arguments.jobs)
+        outcome, detail = ("passed", "")
+        if tests:
+            outcome, detail = run_tests(tree, tests, first_failure=False, jobs=arguments.jobs)
         if outcome != "passed":
             raise SystemExit(f"error: the tests must pass before anything is broken: {detail}")
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         results = list(pool.map(try_one, rows))
+    found = known | {str(result["id"]): result for result in results}
+    results = [found[row.id] for row in MUTATIONS if row.id in found]
     killed = sum(result["outcome"] == "killed" for result in results)
     print(f"{killed} of {len(results)} killed")
     if not arguments.only:
