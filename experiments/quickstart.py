@@ -24,6 +24,7 @@ from world import PROMPT, RESPONSE, judge, made_files, parses
 
 from rlhf_jax.evaluation import intervals
 from rlhf_jax.model import hf_families
+from rlhf_jax.model.lora import Lora
 from rlhf_jax.playground import gold
 from rlhf_jax.runs import config, report, settings
 from rlhf_jax.runs.ppo_settings import PPO, Reward
@@ -59,6 +60,7 @@ class Experiment:
     iterations: int = 40
     """Of PPO."""
     ppo: PPO = PPO(epochs=2, minibatches=4, kl_coef=0.1, value_coef=0.1)
+    lora: Lora = Lora()
     learning_rate: float = 7e-4
     """Of the policy in PPO."""
     evaluated: int = 256
@@ -159,6 +161,7 @@ def run_seed(cfg: Experiment) -> Outcome:
             sampling=sampling,
             ppo=cfg.ppo,
             optimizer=settings.Optimizer(lr=cfg.learning_rate),
+            lora=cfg.lora,
             **stage("ppo"),
         )
     )

@@ -63,9 +63,9 @@ def draw(logits: Float[Array, "*b V"], keys: Array, sampling: Sampling) -> tuple
     if sampling.temperature == 0:
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return token, jnp.zeros(token.shape, jnp.float32)
-    logits = truncate(logits, sampling)
+    kept = truncate(logits, sampling)
     uniform = jnp.reshape(jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys.reshape(-1)), keys.shape)
     # 0 would draw the first token whatever its probability; the smallest other draw is 2⁻²³
-    token = categorical(logits, jnp.maximum(uniform, 2.0**-24))
-    logprobs = jax.nn.log_softmax(logits, axis=-1)
+    token = categorical(kept, jnp.maximum(uniform, 2.0**-24))
+    logprobs = jax.nn.log_softmax(kept, axis=-1)
     return token, jnp.take_along_axis(logprobs, token[..., None], axis=-1)[..., 0]

@@ -28,7 +28,7 @@ TWO_INPUTS = ("o",)
 
 @dataclass(frozen=True)
 class Lora:
-    """An adapter: its rank, its scale, and the matrices that it stands beside."""
+    """An adapter that is trained in place of the weights; rank 8 is a usual one."""
 
     rank: int = 0
     """r; 0 trains the whole model."""

@@ -51,7 +51,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Compute:
-    """How the model is computed; none of it changes what is computed."""
+    """How the model is computed; nothing but `long_context` changes what is computed."""
 
     dtype: str = "float32"
     """Of activations: "float32" or "bfloat16". Master weights are float32 either way."""
@@ -61,6 +61,8 @@ class Compute:
     """Layers unrolled in the scan: faster on CPU, slower to compile."""
     chunk: int = 32
     """Positions whose logits exist at one time."""
+    long_context: bool = False
+    """Rows may be longer than a model with "longrope" (Phi-3) was first trained for: its long factors hold for all."""
 
     def __post_init__(self) -> None:
         choice("dtype", self.dtype, ("float32", "bfloat16"))
@@ -116,7 +118,9 @@ def optimizer(settings: Optimizer, steps: int, *, frozen: int = 0) -> optax.Grad
 
 def apply_compute(cfg: ModelConfig, compute: Compute) -> ModelConfig:
     """The model's configuration with these settings of how to compute it."""
-    return replace(cfg, dtype=compute.dtype, remat=compute.remat, unroll=compute.unroll)
+    return replace(
+        cfg, dtype=compute.dtype, remat=compute.remat, unroll=compute.unroll, long_context=compute.long_context
+    )
 
 
 def stop_at(cfg: ModelConfig, tokenizer: Any) -> ModelConfig:
@@ -128,10 +132,20 @@ def stop_at(cfg: ModelConfig, tokenizer: Any) -> ModelConfig:
     return replace(cfg, eos_ids=tuple(sorted({*cfg.eos_ids, tokenizer.eos_token_id})))
 
 
-def make_mesh(layout: Layout) -> Mesh | None:
-    """The mesh, or None for a single device."""
+def make_mesh(layout: Layout, rows: int = 0) -> Mesh | None:
+    """The mesh, or None for a single device. UserError unless `rows`, those computed at one time, divide over data x fsdp:
+    they would be computed by every device alike."""
     single = layout.data == layout.fsdp == layout.tensor == 1
-    return None if single else sharding.make_mesh(layout.data, layout.fsdp, layout.tensor)
+    mesh, devices = (
+        None if single else sharding.make_mesh(layout.data, layout.fsdp, layout.tensor),
+        layout.data * layout.fsdp,
+    )
+    check(
+        rows % devices == 0,
+        f"mesh.data {layout.data} x mesh.fsdp {layout.fsdp} must divide the rows computed at one time, {rows}; make these a "
+        f"multiple of {devices}",
+    )
+    return mesh
 
 
 def within(mesh: Mesh | None) -> AbstractContextManager[Any]:

@@ -15,10 +15,6 @@ TESTS = {
     ENGINE: "tests/generate/test_engine.py",
     SAMPLING: "tests/generate/test_sampling.py",
 }
-NUMBER = (
-    "    uniform = jnp.reshape(jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32))(keys.reshape(-1)), "
-    "keys.shape)\n"
-)
 EXPORT, MEMORY = "tests/test_export.py", "tests/test_memory.py"
 
 
@@ -190,8 +186,11 @@ ROWS: tuple[Mutation, ...] = (
     row("reward-mean-forgotten", 32, HEADS, "scores = scores - jnp.array(cfg.reward_mean, jnp.float32)",
         "scores = scores - 0.0", "normalisation without its mean",
         "test_rewards_equal_a_float64_decoder_at_the_last_token"),
-    row("value-from-raw-score", 32, HEADS, '{"value": params["score"][:, 0] / std,', '{"value": params["score"][:, 0],',
+    row("value-from-raw-score", 32, HEADS, '{"value": params["score"][:, axis] / std,', '{"value": params["score"][:, axis],',
         "a value head that forgets the reward's deviation",
+        "test_a_value_head_from_a_reward_model_starts_at_the_reward"),
+    row("value-of-the-first-axis", 31, HEADS, '{"value": params["score"][:, axis] / std,', '{"value": params["score"][:, 0] / std,',
+        "a value head that starts at another axis of the reward",
         "test_a_value_head_from_a_reward_model_starts_at_the_reward"),
 
     # Sampling
@@ -202,10 +201,12 @@ ROWS: tuple[Mutation, ...] = (
         "logits = logits.astype(jnp.float32) * sampling.temperature", "hotter is colder",
         "test_invariant_01_frequencies_match_softmax"),
     row("behaviour-not-renormalised", 6, SAMPLING,
-        "    logits = truncate(logits, sampling)\n" + NUMBER + "    token = categorical(logits, uniform)\n",
-        NUMBER + "    token = categorical(truncate(logits, sampling), uniform)\n    logits = logits / sampling.temperature\n",
+        "jax.nn.log_softmax(kept, axis=-1)", "jax.nn.log_softmax(logits / sampling.temperature, axis=-1)",
         "log-probabilities over the whole vocabulary", "test_invariant_06_behaviour_is_renormalised_over_the_kept_set",
         "tests/generate/test_engine.py::test_invariant_06_truncated_sampling_reports_its_own_distribution"),
+    row("zero-draws-the-first", 1, SAMPLING, "jnp.maximum(uniform, 2.0**-24)", "uniform",
+        "one draw in 2²³ takes the first token, whatever its probability",
+        "test_a_uniform_number_of_exactly_0_draws_no_token_without_probability"),
     row("one-number-for-all-rows", 39, SAMPLING, "(keys.reshape(-1)), keys.shape)",
         "(jnp.broadcast_to(keys.reshape(-1)[0], keys.size)), keys.shape)", "all rows share one random number",
         "test_one_key_a_row_and_rows_of_any_shape"),
@@ -280,8 +281,8 @@ ROWS: tuple[Mutation, ...] = (
         "test_invariant_41_ids_outside_the_vocabulary_are_refused_by_row"),
     row("window-off-by-one", 0, ENGINE, "np.asarray(lengths) > prompts.shape[1]", "np.asarray(lengths) >= prompts.shape[1]",
         "a prompt that fills its window is refused", "test_invariant_41_ids_outside_the_vocabulary_are_refused_by_row"),
-    row("learned-positions-unchecked", 0, ENGINE, "prompts.shape[1] + window > cfg.max_positions",
-        "prompts.shape[1] > cfg.max_positions", "responses run off the table of positions",
+    row("learned-positions-unchecked", 0, ENGINE, "check_window(cfg, P + window,",
+        "check_window(cfg, P,", "responses run off the table of positions",
         "test_rows_past_learned_positions_are_refused"),
     row("config-compared-by-identity", 0, "rlhf_jax/model/config.py", "@dataclass(frozen=True)\nclass ModelConfig:",
         "@dataclass(frozen=True, eq=False)\nclass ModelConfig:", "equal configurations compile anew",
