@@ -160,7 +160,7 @@ def chosen(only: Sequence[str]) -> list[Mutation]:
 
 
 def main() -> int:
-    """Run the chosen rows, print a line for each, write the result when all were run."""
+    """Run the chosen rows, print a line for each, and keep the outcomes."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutations.run", description=str(__doc__).split("\n")[0])
     parser.add_argument("--only", action="append", default=[], metavar="N|ID", help="an invariant, or the id of a row")
     parser.add_argument("--stale", action="store_true", help="only what changed since the last result")
@@ -191,24 +191,32 @@ def main() -> int:
         if outcome != "passed":
             raise SystemExit(f"error: the tests must pass before anything is broken: {detail}")
 
+    found = dict(known)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        results = list(pool.map(try_one, rows))
-    found = known | {str(result["id"]): result for result in results}
+        for result in pool.map(try_one, rows):
+            found[str(result["id"])] = result
+            if not arguments.only:
+                record(found)
+    killed = sum(result["outcome"] == "killed" for result in found.values())
+    print(f"{killed} of {len(found)} killed")
+    return 0 if killed == len(found) else 1
+
+
+def record(found: dict[str, dict[str, object]]) -> None:
+    """Write what is known so far: a run that is interrupted goes on with --stale."""
     results = [found[row.id] for row in MUTATIONS if row.id in found]
-    killed = sum(result["outcome"] == "killed" for result in results)
-    print(f"{killed} of {len(results)} killed")
-    if not arguments.only:
-        packages = ("jax", "jaxlib", "numpy", "pytest")
-        summary = {
-            "command": "python -m tests.mutations.run",
-            "total": len(results),
-            "killed": killed,
-            "survived": len(results) - killed,
-            "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-            "mutations": results,
-        }
-        RESULT.write_text(json.dumps(summary, indent=1) + "\n")
-    return 0 if killed == len(results) else 1
+    outcomes = [result["outcome"] for result in results]
+    packages = ("jax", "jaxlib", "numpy", "pytest")
+    summary = {
+        "command": "python -m tests.mutations.run",
+        "total": len(MUTATIONS),
+        "killed": outcomes.count("killed"),
+        "not killed": [result["id"] for result in results if result["outcome"] != "killed"],
+        "not tried": [row.id for row in MUTATIONS if row.id not in found],
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "mutations": results,
+    }
+    RESULT.write_text(json.dumps(summary, indent=1) + "\n")
 
 
 if __name__ == "__main__":
