@@ -73,7 +73,7 @@ def sampled(cfg: Experiment, folder: str, prompts: Prompts, score: rewards.Score
     model, params, start = opened.cfg, opened.params, begun.params
     if jax.tree.map(np.shape, begun.base) != jax.tree.map(np.shape, opened.base):
         raise UserError(f"{folder} and {cfg.start} are models of different sizes; start is the model it started from")
-    engine.check(prompts.tokens, prompts.length, window=cfg.response_window, cfg=model)
+    engine.check(prompts.tokens, prompts.length, window=cfg.response_window, cfg=model, stop=cfg.sampling.stop)
     window, size = cfg.response_window, min(cfg.batch, prompts.length.size)
     forward = jax.jit(functools.partial(heads.policy, window=window, cfg=model, temperature=cfg.sampling.temperature))
     found: list[Row] = []
@@ -124,6 +124,7 @@ def compare(cfg: Experiment, judges: dict[str, rewards.Score] | None = None) -> 
     score = rewards.mix({"proxy": (proxy, 1.0)} | {name: (judge, 0.0) for name, judge in judges.items()})
     decides = next(iter(judges), "proxy")
 
+    aligned = sampled(cfg, cfg.policy, prompts, score, cfg.samples, role=1)  # first, as it compares the models' sizes
     twice = sampled(cfg, cfg.start, prompts, score, 2 * cfg.samples, role=0)
     start = {name: values[:, : cfg.samples] for name, values in twice.items()}
     fresh = {name: values[:, cfg.samples :] for name, values in twice.items()}
@@ -131,7 +132,7 @@ def compare(cfg: Experiment, judges: dict[str, rewards.Score] | None = None) -> 
     rows = {
         "start": start,
         f"best of {cfg.samples}": {name: np.take_along_axis(values, best, axis=1) for name, values in fresh.items()},
-        "policy": sampled(cfg, cfg.policy, prompts, score, cfg.samples, role=1),
+        "policy": aligned,
     }
     means = {}
     for name, row in rows.items():

@@ -3,12 +3,14 @@
 python experiments/generate.py --model runs/ppo/model --prompts prompts.jsonl --out responses.jsonl --samples 4
 """
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from tqdm import tqdm
 
 from rlhf_jax.algorithms.rewards import Score
 from rlhf_jax.algorithms.rollout import response_ids
+from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import formats
 from rlhf_jax.generate import engine
 from rlhf_jax.model.config import ModelConfig
@@ -92,7 +95,7 @@ def respond(
 
     The last batch is filled up with its first prompt, so that one program serves all.
     """
-    engine.check(prompts.tokens, prompts.length, window=window, cfg=model)
+    engine.check(prompts.tokens, prompts.length, window=window, cfg=model, stop=sampling.stop)
     decode, rows = decoder(tokenizer), []
     for start in tqdm(range(0, prompts.length.size, batch), disable=quiet or None, unit="batch"):
         real = np.arange(start, min(start + batch, prompts.length.size))
@@ -144,15 +147,51 @@ def scored(
     ]
 
 
+def check_out(out: str, prompts: str) -> None:
+    """UserError for an output that is something else than a file, or the file of the prompts."""
+    path = Path(out)
+    config.check(not path.is_dir(), f"out is a folder, {out}; name the file to write")
+    config.check(not path.exists() or path.is_file(), f"out is no regular file, {out}; name the file to write")
+    config.check(
+        not path.exists() or not path.samefile(prompts), f"out is the file of the prompts, {out}; name another to write"
+    )
+
+
+@contextlib.contextmanager
+def written_whole(out: str) -> Iterator[TextIO]:
+    """A file beside `out` that takes its place at the end, and is removed after an error. UserError, before anything is
+    written, where none can be made."""
+    target = Path(out).resolve()  # a link stays a link
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = open(partial, "w", encoding="utf-8", errors="backslashreplace")  # a lone surrogate: legal in JSON so
+    except OSError as error:
+        raise UserError(f"out cannot be written, {out}: {error.strerror}") from None
+    try:
+        with file:
+            yield file
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def main(cfg: Experiment) -> dict[str, Any]:
     """Write the file; how many responses it holds and how they ended."""
-    mesh = settings.make_mesh(cfg.mesh)
-    config.check(not Path(cfg.out).is_dir(), f"out is a folder, {cfg.out}; name the file to write")
+    source = data.find(cfg.prompts, cfg.data)
+    mesh = settings.make_mesh(cfg.mesh, cfg.batch)
+    check_out(cfg.out, source)
     opened, tokenizer = session.language_model(cfg.model, cfg.compute, mesh)
     prompts = load_prompts(
         cfg.prompts, tokenizer, window=cfg.prompt_window, long=cfg.long_prompts, format=cfg.format, root=cfg.data
     )
-    with settings.within(mesh):
+    replaced = sorted({name for meta in prompts.meta for name in meta} & {"responses", "tokens", "stop"})
+    if replaced:
+        print(f"{source}: columns that are replaced in the file to write: {', '.join(replaced)}")
+    # rows that divide over the mesh as cfg.batch does, even where there are fewer prompts
+    devices = cfg.mesh.data * cfg.mesh.fsdp
+    batch = min(cfg.batch, math.ceil(prompts.length.size / devices) * devices)
+    with settings.within(mesh), written_whole(cfg.out) as file:
         rows = respond(
             opened.params,
             prompts,
@@ -161,12 +200,10 @@ def main(cfg: Experiment) -> dict[str, Any]:
             samples=cfg.samples,
             window=cfg.response_window,
             sampling=cfg.sampling,
-            batch=min(cfg.batch, prompts.length.size),
+            batch=batch,
             key=jax.random.key(cfg.seed),
             quiet=False,
         )
-    Path(cfg.out).parent.mkdir(parents=True, exist_ok=True)
-    with open(cfg.out, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     lengths = [count for row in rows for count in row["tokens"]]
     ended = sum(stop == "eos" for row in rows for stop in row["stop"]) / len(lengths)

@@ -70,7 +70,6 @@ class Experiment:
     sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7))
     ppo: PPO = PPO()
     lora: Lora = Lora()
-    """Train an adapter of the policy, and of the value model, in place of their weights."""
     optimizer: settings.Optimizer = settings.Optimizer()
     compute: settings.Compute = settings.Compute()
     mesh: settings.Layout = settings.Layout()
@@ -93,6 +92,12 @@ class Experiment:
             config.non_negative(name, getattr(self, name))
         config.choice("long_prompts", self.long_prompts, ("drop", "truncate", "refuse"))
         config.check(bool(self.rewards), "rewards must name a part, as in rewards: {helpful: {model: FOLDER}}")
+        for name, part in self.rewards.items():
+            config.check(
+                not part.model or not part.window or part.window > self.response_window + 1,
+                f"rewards.{name}.window must be at least {self.response_window + 2}, for a whole response, its EOS and a "
+                f"token of the prompt; got {part.window}",
+            )
         config.check(self.sampling.temperature > 0, "sampling.temperature must be > 0: training samples")
         if self.sampling.truncates and self.ppo.importance_cap is None:
             raise UserError(
@@ -115,14 +120,16 @@ def main(cfg: Experiment) -> dict[str, Any]:
     """Run it; the last iteration's metrics, and under "folder" where the aligned model lies."""
     if cfg.dry_run:
         return dry_run.show(dry_run.ppo(cfg))
-    mesh = settings.make_mesh(cfg.mesh)
+    # old and new log-probabilities by one forward of one shape, so that the first ratio is 1
+    rows = cfg.rows // (cfg.ppo.minibatches * cfg.ppo.microbatches)
+    mesh = settings.make_mesh(cfg.mesh, rows)
     bases: models.Bases = {}
     opened, tokenizer = session.language_model(cfg.policy, cfg.compute, mesh, bases)
     model, adapter = opened.cfg, models.settings_of(opened, cfg.lora)
     prompts = load_prompts(
         cfg.prompts, tokenizer, window=cfg.prompt_window, long=cfg.long_prompts, format=cfg.format, root=cfg.data
     )
-    engine.check(prompts.tokens, prompts.length, window=cfg.response_window, cfg=model)
+    engine.check(prompts.tokens, prompts.length, window=cfg.response_window, cfg=model, stop=cfg.sampling.stop)
     score = build_reward(cfg, mesh, bases)
     critic = build_value(cfg, opened, tokenizer, mesh, bases)
     trained, frozen = split_roles(cfg, opened, critic, mesh)
@@ -133,8 +140,6 @@ def main(cfg: Experiment) -> dict[str, Any]:
     estimator = getattr(kl, cfg.ppo.kl_estimator or ("k1" if in_reward else "k2"))
     adam = build_optimizer(cfg)
     targets, update = build_targets(cfg.ppo, estimator), build_update(cfg.ppo, forward, estimator, adam)
-    # old and new log-probabilities by one forward of one shape, so that the first ratio is 1
-    rows = cfg.rows // (cfg.ppo.minibatches * cfg.ppo.microbatches)
     policy_forward = jax.jit(rollout.in_chunks(policy_row, rows))
     value_forward = jax.jit(rollout.in_chunks(value_row, rows))
     sample = functools.partial(engine.generate, window=window, cfg=model, sampling=cfg.sampling)

@@ -12,7 +12,7 @@ from reward_model import scorer
 from rlhf_jax.algorithms import ppo, rewards
 from rlhf_jax.algorithms.update import make_update
 from rlhf_jax.errors import UserError
-from rlhf_jax.model import heads, hf
+from rlhf_jax.model import heads, hf, transformer
 from rlhf_jax.model.config import ModelConfig
 from rlhf_jax.objectives import policy, weights
 from rlhf_jax.runs import config, models, settings
@@ -77,6 +77,10 @@ def build_value(cfg: Any, policy: models.Opened, tokenizer: Any, mesh: Any, base
         opened = models.open_model(folder, mesh, bases)
         if hf.tokenizer(folder).get_vocab() != tokenizer.get_vocab():
             raise UserError(f"{folder} and {cfg.policy} have different vocabularies; set value: policy")
+        windows = f"prompt window {cfg.prompt_window} + response window {cfg.response_window}"
+        transformer.check_window(
+            opened.cfg, cfg.prompt_window + cfg.response_window, f"value model {folder}: {windows}"
+        )
         opened = opened._replace(cfg=settings.apply_compute(opened.cfg, cfg.compute))
     head = heads.value_head(opened.params, opened.cfg, axis)
     return opened._replace(base=heads.trunk(opened.base) | head, adapter=heads.trunk(opened.adapter))

@@ -19,9 +19,9 @@ from rlhf_jax.algorithms.update import check_division, make_update, summarise
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import baselines
 from rlhf_jax.feedback import agreement, formats, records
-from rlhf_jax.model import heads, hf
+from rlhf_jax.model import heads, hf, transformer
 from rlhf_jax.model.lora import Lora
-from rlhf_jax.runs import config, data, dry_run, log, models, report, session, settings
+from rlhf_jax.runs import config, data, dry_run, log, models, ranges, report, session, settings
 from rlhf_jax.types import Pairs, TrainState, overlay
 
 
@@ -67,7 +67,6 @@ class Experiment:
     """Responses to fit them on, as generate.py writes them; empty: all responses of the training pairs."""
     optimizer: settings.Optimizer = settings.Optimizer(lr=1e-5, schedule="cosine", warmup=0.03, eps=1e-8)
     lora: Lora = Lora()
-    """Train an adapter, and the score head, in place of the weights."""
     compute: settings.Compute = settings.Compute()
     mesh: settings.Layout = settings.Layout()
     save_every: int = 100
@@ -134,6 +133,7 @@ def scorer(
     hf.check_tokenizer(tokenizer, model)
     if axis >= model.axes:
         raise UserError(f"{folder} has {model.axes} reward axes; axis {axis} is not one (a causal model has none)")
+    transformer.check_window(model, window, f"{folder} reads {window} tokens of prompt, response and EOS: that")
     model = settings.apply_compute(model, compute or settings.Compute())
     forward = jax.jit(functools.partial(heads.reward, cfg=model))
     encode = data.score_encoder(tokenizer, window=window)
@@ -164,10 +164,11 @@ def main(cfg: Experiment) -> dict[str, Any]:
     """Run it; the held-out accuracies, and under "folder" where the model lies."""
     if cfg.dry_run:
         return dry_run.show(dry_run.reward_model(cfg))
-    mesh = settings.make_mesh(cfg.mesh)
+    mesh = settings.make_mesh(cfg.mesh, cfg.batch // cfg.microbatches)
     opened = models.open_model(cfg.model, mesh)
     tokenizer = hf.tokenizer(cfg.model)
     hf.check_tokenizer(tokenizer, opened.cfg)
+    transformer.check_window(opened.cfg, cfg.window, f"window {cfg.window}")
     adapter, key = models.settings_of(opened, cfg.lora), jax.random.key(cfg.seed)
     model = settings.stop_at(settings.apply_compute(opened.cfg, cfg.compute), tokenizer)
     if not model.axes:
@@ -248,8 +249,13 @@ def reference_responses(cfg: Experiment, tokenizer: Any, rows: Pairs) -> tuple[n
         return both, np.concatenate([rows.chosen_length, rows.rejected_length])
     found, told = formats.load_prompts(data.find(cfg.reference, cfg.data))
     print(f"normalised on {told.text()}")
-    if not all(isinstance(prompt.meta.get("responses"), list) for prompt in found):
-        raise UserError(f"{cfg.reference} has rows without a list of responses; make it with generate.py")
+    for row, prompt in enumerate(found, 1):
+        texts = prompt.meta.get("responses")
+        if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
+            raise UserError(
+                f"{cfg.reference}, prompt {row}: responses must be a list of one text or more, as generate.py writes it; got "
+                f"{ranges.shown(texts)}"
+            )
     prompts = [prompt.prompt for prompt in found for _ in prompt.meta["responses"]]
     texts = [text for prompt in found for text in prompt.meta["responses"]]
     return data.score_encoder(tokenizer, window=cfg.window)(prompts, texts)

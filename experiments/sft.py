@@ -14,6 +14,7 @@ import numpy as np
 
 from rlhf_jax.algorithms import sft
 from rlhf_jax.algorithms.update import check_division, make_update, summarise
+from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import formats, records
 from rlhf_jax.model import heads, transformer
 from rlhf_jax.model.lora import Lora
@@ -52,7 +53,9 @@ class Experiment:
     """Share of the prompts kept for evaluation."""
     optimizer: settings.Optimizer = settings.Optimizer(lr=2e-5, schedule="cosine", warmup=0.03, eps=1e-8)
     lora: Lora = Lora()
-    """Train an adapter in place of the weights."""
+    router_coef: float = 0.0
+    """Of a mixture of experts, how much its load balancing counts (router_aux_loss_coef in its config.json); 0 leaves its
+    routers to the likelihood alone. PPO never adds it."""
     compute: settings.Compute = settings.Compute()
     mesh: settings.Layout = settings.Layout()
     save_every: int = 100
@@ -70,18 +73,24 @@ class Experiment:
         for name in ("seed", "save_every"):
             config.non_negative(name, getattr(self, name))
         config.positive("epochs", self.epochs)
+        config.non_negative("router_coef", self.router_coef)
         config.between("held_out", self.held_out, 0, 0.9)
         config.choice("learn", self.learn, data.LEARN)
         check_division(self.batch, 1, self.microbatches)
+        if self.router_coef and self.microbatches > 1:
+            raise UserError("router_coef balances experts over a whole batch; set microbatches to 1")
 
 
 def main(cfg: Experiment) -> dict[str, Any]:
     """Run it; the final metrics, and under "folder" where the model lies."""
     if cfg.dry_run:
         return dry_run.show(dry_run.sft(cfg))
-    mesh = settings.make_mesh(cfg.mesh)
+    mesh = settings.make_mesh(cfg.mesh, cfg.batch // cfg.microbatches)
     opened, tokenizer = session.language_model(cfg.model, cfg.compute, mesh)
     model, adapter = opened.cfg, models.settings_of(opened, cfg.lora)
+    transformer.check_window(model, cfg.window, f"window {cfg.window}")
+    if cfg.router_coef and not model.experts:
+        raise UserError(f"router_coef is {cfg.router_coef}, but {cfg.model} is no mixture of experts; set it to 0")
     trained, frozen = models.trainable(opened, cfg.lora, jax.random.fold_in(jax.random.key(cfg.seed), 2), mesh)
     found, told = formats.load_demonstrations(data.find(cfg.demonstrations, cfg.data), cfg.format)
     print(told.text())
@@ -97,15 +106,21 @@ def main(cfg: Experiment) -> dict[str, Any]:
         states = transformer.hidden(params, tokens, length, cfg=model)[:, :-1]
         return heads.token_logprobs(params, states, tokens[:, 1:], cfg=model, chunk=cfg.compute.chunk)
 
+    def routed(params: Any, tokens: Any, length: Any) -> Any:
+        states, routing = transformer.hidden_and_routing(params, tokens, length, cfg=model)
+        return *heads.token_logprobs(params, states[:, :-1], tokens[:, 1:], cfg=model, chunk=cfg.compute.chunk), routing
+
     total = rows.length.size
     steps = max(round(cfg.epochs * total / cfg.batch), 1)
     adam = settings.optimizer(cfg.optimizer, steps)
-    loss = functools.partial(sft.loss, forward=forward)
+    loss = learnt = functools.partial(sft.loss, forward=forward)
+    if cfg.router_coef:
+        learnt = functools.partial(sft.balanced_loss, forward=routed, coef=cfg.router_coef, used=model.experts_used)
 
     def weigh(batch: Any) -> Any:
         return weights.token_mean(sft.learnt(batch))
 
-    update = make_update(loss, adam, weigh=weigh, microbatches=cfg.microbatches)
+    update = make_update(learnt, adam, weigh=weigh, microbatches=cfg.microbatches)
     evaluate = jax.jit(lambda params, batch: loss(params, batch, weigh(batch))[0])
     state = models.placed(TrainState.create(trained, adam), mesh)
     metrics: dict[str, float] = {}

@@ -45,7 +45,13 @@ def model_config(cfg: Any, words: Any) -> ModelConfig:
     """A small model of the family that `cfg` names, by way of the config.json that such a model would have."""
     told, heads = hf_families.FAMILIES[cfg.family], cfg.width // 16
     sizes = {"vocab_size": len(words), "d_model": cfg.width, "layers": cfg.layers, "heads": heads, "kv_heads": heads}
-    sizes |= {"head_dim": 16, "d_ff": 4 * cfg.width, "max_positions": PROMPT + RESPONSE, "norm_eps": 1e-5, "tied": True}
+    sizes |= {
+        "head_dim": 16,
+        "d_ff": 4 * cfg.width,
+        "max_positions": PROMPT + RESPONSE + 1,
+        "norm_eps": 1e-5,
+        "tied": True,
+    }
     document = {"architectures": [told.causal], "model_type": cfg.family}
     document |= {key.key: sizes[key.field] for key in told.keys if key.field in sizes}
     document |= {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("bos", "eos", "pad")}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rlhf_jax.masks import weighted_sum
+from rlhf_jax.objectives import routing
 from rlhf_jax.types import Demonstrations, Metrics
 
 
@@ -30,3 +31,24 @@ def loss(
     logprobs, entropy = forward(params, batch.tokens, batch.length)
     total = weighted_sum(-logprobs, weights)
     return total, {"sft/loss": total, "sft/entropy": weighted_sum(entropy, weights)}
+
+
+def balanced_loss(
+    params: Any,
+    batch: Demonstrations,
+    weights: Float[Array, "B S"],
+    *,
+    forward: Callable[..., tuple[Array, Array, Array]],
+    coef: float,
+    used: int,
+) -> tuple[Float[Array, ""], Metrics]:
+    """`loss` of a mixture of experts plus `coef` times `routing.load_balancing` over all real tokens, learnt or not.
+
+    forward(params, tokens, length) -> as for `loss`, and the routers' logits [L, B, T, E]. The balance is one of the whole
+    batch, not a sum over its rows, so the batch cannot be cut into micro-batches.
+    """
+    logprobs, entropy, logits = forward(params, batch.tokens, batch.length)
+    total, metrics = loss(params, batch, weights, forward=lambda *_: (logprobs, entropy))
+    real = jnp.arange(batch.tokens.shape[1])[None] < batch.length[:, None]
+    balance = routing.load_balancing(logits, real, used=used)
+    return total + coef * balance, metrics | {"sft/balance": balance}

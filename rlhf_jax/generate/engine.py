@@ -111,9 +111,17 @@ def generate(
     return Samples(*flat)
 
 
-def check(prompts: np.ndarray, lengths: np.ndarray, *, window: int, cfg: ModelConfig) -> None:
+def check(
+    prompts: np.ndarray,
+    lengths: np.ndarray,
+    *,
+    window: int,
+    cfg: ModelConfig,
+    stop: tuple[tuple[int, ...], ...] = (),
+) -> None:
     """Refuse what the compiled program would take silently: an empty prompt or window, ids outside the vocabulary
-    (JAX clamps them), rows past the model's positions. Raises UserError naming the rows."""
+    (JAX clamps them; a stop sequence with one would never be met), rows past the model's positions. Raises UserError
+    naming the rows."""
     if window < 1:
         raise UserError(f"the response window is {window}; it must be at least 1 token")
     empty = np.flatnonzero(np.asarray(lengths) < 1)
@@ -132,11 +140,11 @@ def check(prompts: np.ndarray, lengths: np.ndarray, *, window: int, cfg: ModelCo
             f"prompts {name_rows(bad)} hold token ids outside the model's vocabulary of {cfg.vocab_size}; "
             "was another tokenizer used?"
         )
-    if cfg.positions == "learned" and prompts.shape[1] + window > cfg.max_positions:
-        raise UserError(
-            f"prompt window {prompts.shape[1]} + response window {window} exceeds the model's {cfg.max_positions} "
-            "learned positions"
-        )
+    strange = sorted({token for sequence in stop for token in sequence if not 0 <= token < cfg.vocab_size})
+    if strange:
+        raise UserError(f"sampling.stop holds {strange}; the model's token ids are 0 to {cfg.vocab_size - 1}")
+    P = prompts.shape[1]
+    transformer.check_window(cfg, P + window, f"prompt window {P} + response window {window}")
 
 
 def name_rows(rows: np.ndarray, most: int = 5) -> str:

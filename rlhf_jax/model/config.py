@@ -39,6 +39,7 @@ class ModelConfig:
     kv_heads: int
     head_dim: int
     d_ff: int
+    """Width of the feed-forward network, or of each expert."""
     max_positions: int
     norm: str
     """"rms" (arXiv 1910.07467) or "layer" (arXiv 1607.06450)."""
@@ -78,6 +79,12 @@ class ModelConfig:
     """"silu", "gelu" (erf) or "gelu_tanh"."""
     gated_mlp: bool = True
     """SwiGLU and its kin (arXiv 2002.05202) against a plain two-layer MLP."""
+    experts: int = 0
+    """Feed-forward networks a layer, E, of which a router chooses some for each token (arXiv 2401.04088); 0: one for all."""
+    experts_used: int = 0
+    """How many each token goes through."""
+    renormalise: bool = True
+    """Weights of the chosen experts sum to 1, not to their share of the softmax over all of them."""
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False

@@ -64,9 +64,13 @@ def value_specs(cfg: ModelConfig) -> dict[str, Spec]:
 
 
 def matrix_parameters(cfg: ModelConfig) -> int:
-    """M: parameters of the trunk's matrices, which every token is multiplied with."""
+    """M: parameters of the trunk's matrices that a token is multiplied with; of experts, those that it goes to."""
     specs = transformer.param_specs(cfg).items()
-    return sum(math.prod(s.shape) for path, s in specs if path.startswith("layers/") and "embed" in s.axes)
+
+    def met(path: str, size: int) -> int:
+        return size // cfg.experts * cfg.experts_used if path.startswith("layers/expert_") else size
+
+    return sum(met(path, math.prod(s.shape)) for path, s in specs if path.startswith("layers/") and "embed" in s.axes)
 
 
 def trunk_flops(cfg: ModelConfig, rows: int, tokens: int, keys: int) -> int:

@@ -4,6 +4,7 @@ config.json is `hf_config`, the names and layouts of the tensors are `hf_tensors
 no pickle, no code from a model: JSON and safetensors only.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -89,7 +90,8 @@ def save(
     A model that came from `load` goes back as it came: the same names, types (unless `dtype` says another), files and
     config.json, byte for byte where nothing changed. A changed model, or one made here, is cut into files of at most
     `max_shard_bytes` (default 5 GB); without a source its tensors keep their own type. Weights and generation settings
-    that an earlier save left in the folder are replaced. All processes of a run call this; the first one writes.
+    that an earlier save left in the folder are replaced once all of the new ones are written, beside them: an error leaves
+    the old model as it was, and both need room. All processes of a run call this; the first one writes.
     Raises UserError for parameters that do not fit `cfg` or are not finite, and for a `cfg` its family cannot express.
     """
     specs = transformer.param_specs(cfg)
@@ -122,22 +124,21 @@ def save(
         index = {"total_parameters": sum(sizes.values())} if len(shards) > 1 else None
 
     folder, first = Path(path), jax.process_index() == 0
-    if first:
-        hf_files.make_folder(folder)
-    for file, names in shards.items():
-        arrays = {name: _gather(params, name, table[name], types[name]) for name in names}
-        if first:
-            metadata = layout["files"].get(file, {}).get("metadata", {"format": "pt"})
-            hf_files.write_tensors(folder / file, arrays, metadata)
-    if first:
-        written = {CONFIG: config} | ({GENERATION: generation} if generation is not None else {})
-        if index is not None:
-            placed = {name: file for file, names in shards.items() for name in names}
-            totals = {"metadata": index | {"total_size": sum(bytes_of.values())}, "weight_map": placed}
-            written[hf_files.INDEX] = totals
-        for file, document in written.items():
+    written = {CONFIG: config} | ({GENERATION: generation} if generation is not None else {})
+    if index is not None:
+        placed = {name: file for file, names in shards.items() for name in names}
+        totals = {"metadata": index | {"total_size": sum(bytes_of.values())}, "weight_map": placed}
+        written[hf_files.INDEX] = totals
+    with hf_files.staged(folder, [*shards, *written]) if first else contextlib.nullcontext(folder) as stage:
+        for file, names in shards.items():
+            arrays = {name: _gather(params, name, table[name], types[name]) for name in names}
+            if first:
+                metadata = layout["files"].get(file, {}).get("metadata", {"format": "pt"})
+                hf_files.write_tensors(stage / file, arrays, metadata)
+        for file, document in written.items() if first else ():
             text = texts[file] if document == before.get(file) else hf_files.dumps(document)
-            hf_files.write_text(folder / file, text)
+            hf_files.write_text(stage / file, text)
+    if first:
         hf_files.clear_other_weights(folder, keep={*shards, *written})
         if tokenizer is not None:
             tokenizer.save_pretrained(str(folder))
@@ -205,6 +206,7 @@ def _reader(
     letters, part = hf_tensors.sizes(cfg, len(row.paths)), row.paths.index(param)
     own = hf_tensors.ours(row, part)
     layered = table[names[0]].layer is not None
+    by_index = {table[name].at: name for name in names}
     twins = [] if layered else names[1:]  # a tied output matrix that is stored a second time
 
     def block(name: str, spans: dict[str, hf_tensors.Span]) -> np.ndarray:
@@ -223,10 +225,12 @@ def _reader(
     def read(spans: hf_place.Spans) -> np.ndarray:
         if not layered:
             return block(names[0], dict(zip(own, spans, strict=True)))
-        (low, high), rest = spans[0], dict(zip(own, spans[1:], strict=True))
         out = np.empty([stop - start for start, stop in spans], dtype)
-        for place, layer in enumerate(range(low, high)):
-            out[place] = block(names[layer], rest)
+        stacked = len(spans) - len(own)  # layers, and experts where each has a tensor
+        rest = dict(zip(own, spans[stacked:], strict=True))
+        for place in np.ndindex(*out.shape[:stacked]):
+            index = tuple(low + each for (low, _), each in zip(spans, place, strict=False))
+            out[place] = block(by_index[index], rest)
         return out
 
     return read, 0 if layered else hf_tensors.outermost(row, part)
@@ -255,7 +259,7 @@ def _host(array: Array) -> np.ndarray:
 
 def _gather(params: Params, name: str, tensor: hf_tensors.Tensor, kind: str) -> np.ndarray:
     """One tensor of a checkpoint from our parameters, in its final type."""
-    arrays = [_host(params[path] if tensor.layer is None else params[path][tensor.layer]) for path in tensor.row.paths]
+    arrays = [_host(params[path][tensor.at] if tensor.at else params[path]) for path in tensor.row.paths]
     with np.errstate(over="ignore", invalid="ignore"):
         theirs = hf_tensors.to_theirs(arrays, tensor.row, tensor.shape).astype(jnp.dtype(kind))
     if not np.isfinite(theirs).all():

@@ -36,7 +36,13 @@ def read(document: Document, generation: Document | None = None, where: str = "c
     family, reward = _architecture(document, where)
     refuse_other_mathematics(document, family, where)
     fields = dict(FAMILIES[family].fixed)
-    for field, key, kind, default, null in FAMILIES[family].keys:
+    for field, key, kind, default, null, alias in FAMILIES[family].keys:
+        if alias in document:
+            if document.get(key, document[alias]) != document[alias]:
+                raise UserError(
+                    f"{where}: {key} is {document[key]!r}, but {alias}, which means it too, {document[alias]!r}"
+                )
+            key = alias
         if default is REQUIRED and key not in document:
             raise UserError(f"{where}: {key} is missing; a {family} model needs it")
         fields[field] = typed(document.get(key, default), kind, key, where, optional=null or default is None)
@@ -56,6 +62,10 @@ def read(document: Document, generation: Document | None = None, where: str = "c
     if fields["positions"] == "rope":
         fields |= hf_layers.read(document, family, fields["layers"], where)
         fields |= hf_rope.read(document, family, fields["head_dim"], fields["max_positions"], where)
+    if fields.get("experts_used", 0) > fields.get("experts", 0):
+        raise UserError(
+            f"{where}: {fields['experts_used']} experts a token are more than the {fields['experts']} there are"
+        )
     if reward:
         fields |= _reward(document, where)
     return ModelConfig(family=family, **fields, **_token_ids(document, generation, family, fields["vocab_size"], where))
@@ -94,7 +104,7 @@ def write(cfg: ModelConfig, document: Document | None, generation: Document | No
             value = getattr(cfg, each.field)
             if each.field == "activation":
                 value = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == value), value)
-            document[each.key] = value
+            document[each.alias if each.alias in document else each.key] = value
     if cfg.positions == "rope" and changed & hf_layers.FIELDS:
         document |= hf_layers.write(cfg)
     if cfg.positions == "rope" and changed & hf_rope.FIELDS:

@@ -18,6 +18,8 @@ class Key(NamedTuple):
     kind: type
     default: Any = REQUIRED
     null: bool = False
+    alias: str = ""
+    """Another key for the same, which some version of transformers writes; in `Family.reads` too."""
 
 
 class Family(NamedTuple):
@@ -78,6 +80,8 @@ MLP_BIAS = Key("mlp_bias", "mlp_bias", bool, False)
 RMS = dict(norm="rms", positions="rope", gated_mlp=True)
 GEMMA = RMS | dict(norms="both", norm_offset=True, embed_scale=True)
 GEMMA_KEYS = (OWN_HEAD_DIM, KV_HEADS, *BIASES, Key("query_scale", "query_pre_attn_scalar", int, 256))
+ROUTING = ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise")
+"""Keys of mixtures of experts that are about training: a run says these things itself."""
 LATE = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
 
 FAMILIES = {
@@ -158,6 +162,42 @@ FAMILIES = {
         reads=LATE,
         window=4096,
         windows="late",
+    ),
+    "mixtral": Family(
+        "MixtralForCausalLM",
+        "MixtralForSequenceClassification",
+        RMS,
+        (
+            *_rotary(131_072, eps=1e-5),
+            HEAD_DIM,
+            KV_HEADS,
+            Key("experts", "num_local_experts", int, 8, alias="num_experts"),
+            Key("experts_used", "num_experts_per_tok", int, 2),
+        ),
+        (1, 2, None),
+        reads=("sliding_window", "layer_types", "num_experts", *ROUTING),
+        theta=1_000_000.0,
+        windows="all",
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        "Qwen3MoeForSequenceClassification",
+        RMS | dict(qk_norm="head"),
+        (
+            *(key for key in _rotary(32_768) if key.field != "d_ff"),
+            HEAD_DIM,
+            KV_HEADS,
+            *BIASES,
+            Key("d_ff", "moe_intermediate_size", int, 768),
+            Key("experts", "num_experts", int, 128, alias="num_local_experts"),
+            Key("experts_used", "num_experts_per_tok", int, 8),
+            Key("renormalise", "norm_topk_prob", bool, False),
+        ),
+        (None, None, None),
+        reads=("use_sliding_window", "sliding_window", "intermediate_size", "num_local_experts", *ROUTING),
+        neutral={"decoder_sparse_step": (1,), "mlp_only_layers": ([], None)},
+        window=4096,
+        windows="all",
     ),
     "gemma2": Family(
         "Gemma2ForCausalLM",

@@ -1,9 +1,11 @@
 """The files of a Hugging Face model: a folder of JSON and safetensors. Nothing that can carry code is ever opened."""
 
+import contextlib
 import json
 import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,6 +209,24 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def staged(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A folder in `folder` to write files of these names to; they replace those of `folder`, in this order, once all are
+    there. After an error none does, and nothing is left of them."""
+    stage = folder / ".partial"
+    make_folder(folder)
+    make_folder(stage)
+    try:
+        yield stage
+        for name in names:
+            try:
+                (stage / name).replace(folder / name)
+            except OSError as error:
+                raise UserError(f"{folder / name}: cannot be written: {first_line(error)}") from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
 
 
 def write_text(file: Path, text: str) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """One line of the table; a name with {layer} stands for one tensor a layer."""
+    """One line of the table; a name with {layer} stands for one tensor a layer, one with {expert} too for one an expert."""
 
     name: str
     paths: tuple[str, ...]
@@ -22,6 +22,31 @@ PRE = {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_nor
 POST = {"post_attention_layernorm": "attention_post_norm", "post_feedforward_layernorm": "mlp_post_norm"}
 BOTH = POST | {"input_layernorm": "attention_norm", "pre_feedforward_layernorm": "mlp_norm"}
 """Norms of a block under the names that Llama, OLMo 2 and Gemma gave them."""
+
+
+def _mixture(rows: tuple[Row, ...], block: str, gate: str, up: str, down: str) -> tuple[Row, ...]:
+    """A table with a router and experts in place of the feed-forward network: where they lie and what they are called."""
+    one = "{base}layers.{layer}." + block
+    return (
+        *(row for row in rows if ".mlp." not in row.name),
+        Row(one + ".gate.weight", ("layers/router",), "E D", "DE"),
+        *(
+            Row(f"{one}.experts.{{expert}}.{name}.weight", (f"layers/expert_{mine}",), theirs, theirs[2] + theirs[0])
+            for name, mine, theirs in ((gate, "gate", "F D"), (up, "up", "F D"), (down, "down", "D F"))
+        ),
+    )
+
+
+def _fused(rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """The same with the experts of a layer in two tensors, as transformers 5 holds them in memory (and writes them if asked
+    for, with `save_original_format=False`)."""
+    one = "{base}layers.{layer}.mlp."
+    return (
+        *(row for row in rows if "expert" not in row.name and row.paths != ("layers/router",)),
+        Row(one + "gate.weight", ("layers/router",), "E D", "DE"),
+        Row(one + "experts.gate_up_proj", ("layers/expert_gate", "layers/expert_up"), "E cF D", "EDF"),
+        Row(one + "experts.down_proj", ("layers/expert_down",), "E D F", "EFD"),
+    )
 
 
 def _rotary(norms: dict[str, str] = PRE, *, fused: bool = False, qk_norm: str = "") -> tuple[Row, ...]:
@@ -102,12 +127,18 @@ TABLE = {
     "mistral": _rotary(),
     "qwen2": _rotary(),
     "qwen3": _rotary(qk_norm="head"),
+    "mixtral": _mixture(_rotary(), "block_sparse_moe", "w1", "w3", "w2"),
+    "qwen3_moe": _mixture(_rotary(qk_norm="head"), "mlp", "gate_proj", "up_proj", "down_proj"),
     "gemma2": _rotary(BOTH),
     "gemma3_text": _rotary(BOTH, qk_norm="head"),
     "olmo2": _rotary(POST, qk_norm="full"),
     "smollm3": _rotary(),
     "phi3": _rotary(fused=True),
 }
+FUSED = {family: _fused(TABLE[family]) for family in ("mixtral", "qwen3_moe")}
+FUSED_NAME = ".mlp.experts.gate_up_proj"
+"""What a name in such a checkpoint ends in."""
+
 BASE = dict.fromkeys(TABLE, "model.") | {"gpt2": "transformer.", "gpt_neox": "gpt_neox."}
 """The prefix of all names but the head's. Files of a bare trunk, as GPT-2's own on the hub, go without."""
 

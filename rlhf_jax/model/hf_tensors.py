@@ -8,21 +8,28 @@ import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.model.config import ModelConfig
-from rlhf_jax.model.hf_tables import BASE, IGNORED, TABLE, Row
+from rlhf_jax.model.hf_tables import BASE, FUSED, FUSED_NAME, IGNORED, TABLE, Row
 
 
 class Tensor(NamedTuple):
-    """One tensor of a checkpoint: its shape, the row that says what it holds, and of which layer (None: no layer's)."""
+    """One tensor of a checkpoint: its shape, the row that says what it holds, of which layer (None: no layer's) and, if of
+    one alone, of which expert."""
 
     shape: tuple[int, ...]
     row: Row
     layer: int | None
+    expert: int | None = None
+
+    @property
+    def at(self) -> tuple[int, ...]:
+        """Where in its stacked parameters it lies."""
+        return tuple(place for place in (self.layer, self.expert) if place is not None)
 
 
 def sizes(cfg: ModelConfig, parts: int = 1) -> dict[str, int]:
     """The size behind each letter of the table."""
     letters = dict(V=cfg.vocab_size, D=cfg.d_model, N=cfg.heads, K=cfg.kv_heads, H=cfg.head_dim, F=cfg.d_ff)
-    return letters | dict(M=cfg.max_positions, A=cfg.axes, c=parts)
+    return letters | dict(M=cfg.max_positions, A=cfg.axes, E=cfg.experts, c=parts)
 
 
 def shape_of(row: Row, letters: Mapping[str, int]) -> tuple[int, ...]:
@@ -33,22 +40,27 @@ def shape_of(row: Row, letters: Mapping[str, int]) -> tuple[int, ...]:
 def tensors(cfg: ModelConfig, paths: Iterable[str], names: Iterable[str] = ()) -> dict[str, Tensor]:
     """Every tensor of the checkpoint that holds these parameters, by name, in the table's order, layer by layer.
 
-    `names`, those of the checkpoint at hand, tell whether they carry the family's prefix, and whether a tied output
-    matrix is stored a second time.
+    `names`, those of the checkpoint at hand, tell whether they carry the family's prefix, whether a tied output matrix is
+    stored a second time, and whether the experts of a layer lie in one tensor. Raises UserError where they cannot hold all.
     """
     paths, names = set(paths), set(names)
     base = BASE[cfg.family]
     if names and not any(name.startswith(base) for name in names):
         base = ""
     found: dict[str, Tensor] = {}
-    rows = [row for row in TABLE[cfg.family] if row.paths[0] in paths]
+    fused = cfg.family in FUSED and any(name.endswith(FUSED_NAME) for name in names)
+    if names and not fused and cfg.layers * cfg.experts > len(names):  # before so many names are made
+        raise UserError(f"{cfg.layers} layers of {cfg.experts} experts are asked for; there are {len(names)} tensors")
+    rows = [row for row in (FUSED if fused else TABLE)[cfg.family] if row.paths[0] in paths]
     missing = paths - {path for row in rows for path in row.paths}
     if missing:
         raise UserError(f"a {cfg.family} checkpoint has no place for {', '.join(sorted(missing))}")
 
     def add(row: Row, layer: int | None) -> None:
         letters = sizes(cfg, len(row.paths))
-        found[row.name.format(base=base, layer=layer)] = Tensor(shape_of(row, letters), row, layer)
+        for expert in range(cfg.experts) if "{expert}" in row.name else (None,):
+            name = row.name.format(base=base, layer=layer, expert=expert)
+            found[name] = Tensor(shape_of(row, letters), row, layer, expert)
 
     layered = [row for row in rows if "{layer}" in row.name]
     for row in rows:

@@ -35,7 +35,8 @@ class Lora:
     alpha: float = 16.0
     """What A B is multiplied by is alpha / rank."""
     targets: str = "all"
-    """Matrices, by comma: q, k, v, o, gate, up, down, embed, unembed. "all": every one inside the layers (arXiv 2305.14314).
+    """Matrices, by comma: q, k, v, o, gate, up, down, embed, unembed. "all": every one inside the layers (arXiv 2305.14314),
+    of a mixture of experts those of its attention: experts and their router take no adapter.
     Where a checkpoint holds several as one tensor: qkv, gate_up, which share their A."""
     rank_stabilised: bool = False
     """Divide alpha by the root of the rank instead (rsLoRA, arXiv 2312.03732)."""
@@ -79,6 +80,10 @@ def targets_of(cfg: ModelConfig, lora: Lora) -> tuple[str, ...]:
         return tuple(name for name, paths in known.items() if paths in inside & stored)
     names = {name.strip() for name in lora.targets.split(",")}
     unknown = sorted(names - known.keys())
+    if cfg.experts and names & {"gate", "up", "down", "gate_up", "router"}:
+        raise UserError(
+            f"targets: the experts of a {cfg.family} model and their router take no adapter; use {', '.join(known)}"
+        )
     if unknown:
         raise UserError(
             f"targets: a {cfg.family} model of this shape has no {', '.join(unknown)}; it has {', '.join(known)}"

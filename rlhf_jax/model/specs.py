@@ -77,11 +77,21 @@ def param_specs(cfg: ModelConfig) -> dict[str, Spec]:
     add("o", (N, H, D), ("heads", None, "embed"), normal((2 * L * N * H) ** -0.5))
     if cfg.out_bias:
         add("o_bias", (D,), (None,), zeros)
+    # Experts are cut along their width, as a dense network is: every device holds a part of each, and no token moves.
+    E = cfg.experts
+    if E:
+        add("router", (D, E), ("embed", None), wide)
     for name in ("gate", "up") if cfg.gated_mlp else ("up",):
+        if E:
+            add(f"expert_{name}", (E, D, F), (None, "embed", "ff"), wide)
+            continue
         add(name, (D, F), ("embed", "ff"), wide)
         if cfg.mlp_bias:
             add(f"{name}_bias", (F,), ("ff",), zeros)
-    add("down", (F, D), ("ff", "embed"), normal((2 * L * F) ** -0.5))
+    if E:
+        add("expert_down", (E, F, D), (None, "ff", "embed"), normal((2 * L * F) ** -0.5))
+    else:
+        add("down", (F, D), ("ff", "embed"), normal((2 * L * F) ** -0.5))
     if cfg.mlp_bias:
         add("down_bias", (D,), (None,), zeros)
 

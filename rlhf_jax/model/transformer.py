@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rlhf_jax import sharding
-from rlhf_jax.model import attention, low_rank, rope
+from rlhf_jax.errors import UserError
+from rlhf_jax.model import attention, experts, low_rank, rope
 from rlhf_jax.model.config import ModelConfig
 from rlhf_jax.model.specs import Initialiser, Spec, init, normal, ones, param_specs, zeros
 from rlhf_jax.types import Params
@@ -102,9 +103,9 @@ def block(
     positions: Int[Array, "*b"],
     mix: Callable[[Array, Array, Array], tuple[Array, Any]],
     cfg: ModelConfig,
-) -> tuple[Float[Array, "*b D"], Any]:
+) -> tuple[Float[Array, "*b D"], Any, Float[Array, "*b E"] | None]:
     """One layer, for whole rows and for single steps alike: `mix(q, k, v)` attends and returns what it wants
-    remembered."""
+    remembered. Returned last: the router's logits of a mixture of experts."""
     h = x if cfg.norms == "post" else norm(x, layer, "attention_norm", cfg)
     q, k, v = (linear(h, layer, name, "...d,dnh->...nh") for name in ("q", "k", "v"))
     if cfg.qk_norm:
@@ -118,15 +119,26 @@ def block(
         attended = norm(attended, layer, "attention_post_norm", cfg)
     between = x if cfg.parallel else x + attended
     h = between if cfg.norms == "post" else norm(between, layer, "mlp_norm", cfg)
-    fed = mlp(h, layer, cfg)
+    routed: Array | None = None
+    if cfg.experts:
+        fed, routed = experts.mlp(h, layer, ACTIVATIONS[cfg.activation], cfg)
+    else:
+        fed = mlp(h, layer, cfg)
     if cfg.norms != "pre":
         fed = norm(fed, layer, "mlp_post_norm", cfg)
-    return (x + attended if cfg.parallel else between) + fed, memory
+    return (x + attended if cfg.parallel else between) + fed, memory, routed
 
 
 def layers_of(params: Params) -> Params:
     """The stacked parameters of the blocks, without their prefix."""
     return {path.removeprefix("layers/"): x for path, x in params.items() if path.startswith("layers/")}
+
+
+def check_window(cfg: ModelConfig, tokens: int, what: str) -> None:
+    """UserError, which begins with `what`, unless rows of so many tokens have a position each: JAX clamps an index, so
+    that all tokens past the learned positions would share the last one. Rotary positions have no end."""
+    if cfg.positions == "learned" and tokens > cfg.max_positions:
+        raise UserError(f"{what} exceeds the model's {cfg.max_positions} learned positions")
 
 
 def embed(params: Params, tokens: Int[Array, "*b"], positions: Int[Array, "*b"], cfg: ModelConfig) -> Array:
@@ -146,9 +158,10 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
 
 
 def run_layers(
-    params: Params, tokens: Int[Array, "B T"], lengths: Int[Array, " B"], cfg: ModelConfig, keep: bool
+    params: Params, tokens: Int[Array, "B T"], lengths: Int[Array, " B"], cfg: ModelConfig, keep: str = ""
 ) -> tuple[Float[Array, "B T D"], Any]:
-    """All blocks over right-padded rows; with `keep`, also the keys and values of every layer, [L, B, T, K, H] each."""
+    """All blocks over right-padded rows, and what of every layer to `keep`: "cache", its keys and values, [L, B, T, K, H]
+    each; "routing", its router's logits, [L, B, T, E]; nothing."""
     T = tokens.shape[1]
     rope.check_length(cfg, T)
     positions = jnp.broadcast_to(jnp.arange(T), tokens.shape)
@@ -164,10 +177,10 @@ def run_layers(
 
         def mix(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
             attended = attention.attend(q, k, v, mask, scale=cfg.query_scale, cap=cfg.attention_softcap)
-            return attended, (k, v) if keep else None
+            return attended, (k, v) if keep == "cache" else None
 
-        x, memory = block(x, layer, trait, positions, mix, cfg)
-        return sharding.constrain(x, "rows", None, None), memory
+        x, memory, routed = block(x, layer, trait, positions, mix, cfg)
+        return sharding.constrain(x, "rows", None, None), routed if keep == "routing" else memory
 
     x = embed(params, jnp.where(real, tokens, 0), positions, cfg)
     x = sharding.constrain(x, "rows", None, None)
@@ -179,8 +192,17 @@ def hidden(
 ) -> Float[Array, "B T D"]:
     """Hidden states after the final norm. Rows are right-padded, so causal attention never sees padding; what
     stands at a padded position is finite and means nothing."""
-    x, _ = run_layers(params, tokens, lengths, cfg, keep=False)
+    x, _ = run_layers(params, tokens, lengths, cfg)
     return norm(x, params, "final_norm", cfg)
+
+
+def hidden_and_routing(
+    params: Params, tokens: Int[Array, "B T"], lengths: Int[Array, " B"], *, cfg: ModelConfig
+) -> tuple[Float[Array, "B T D"], Float[Array, "L B T E"]]:
+    """`hidden` of a mixture of experts, and the logits of every layer's router, f32, in the same pass: what
+    `objectives.routing` wants. Those at a padded position mean nothing."""
+    x, routed = run_layers(params, tokens, lengths, cfg, keep="routing")
+    return norm(x, params, "final_norm", cfg), routed
 
 
 def logits(params: Params, hidden: Float[Array, "*b D"], *, cfg: ModelConfig) -> Float[Array, "*b V"]:
@@ -216,7 +238,7 @@ def prefill(
     """Run the prompts once; the hidden state at each one's last token, and a cache with room for n responses of
     `window`."""
     rope.check_length(cfg, prompts.shape[1] + window)
-    x, (k, v) = run_layers(params, prompts, lengths, cfg, keep=True)
+    x, (k, v) = run_layers(params, prompts, lengths, cfg, keep="cache")
     last = x[jnp.arange(x.shape[0]), lengths - 1]
     room = jnp.zeros((x.shape[0], n, window, cfg.kv_heads, cfg.head_dim), x.dtype)
     split = tuple(range(cfg.layers))
@@ -250,7 +272,7 @@ def decode(
             how = dict(window=trait.window, scale=cfg.query_scale, cap=cfg.attention_softcap)
             return attention.attend_cache(q, *prompt, k, v, lengths, step, **how), (k, v)
 
-        x, (k, v) = block(x, layer, trait, positions, mix, cfg)
+        x, (k, v), _ = block(x, layer, trait, positions, mix, cfg)
         new_k.append(k)
         new_v.append(v)
     return norm(x, params, "final_norm", cfg), Cache(cache.prompt_k, cache.prompt_v, tuple(new_k), tuple(new_v))

@@ -9,22 +9,20 @@ dataclasses. Anything else is refused, callables and `Any` above all: such a fie
 A user's own function is a string, "file.py:function", that the script hands to `resolve_function`.
 """
 
+import contextlib
+import copy
 import dataclasses
 import difflib
-import enum
 import re
 import sys
-import types
 import typing
 from collections.abc import Callable, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.runs import strict_yaml
+from rlhf_jax.runs import hints, strict_yaml
 from rlhf_jax.runs.functions import resolve_function
 from rlhf_jax.runs.ranges import (
     at_least,
@@ -57,6 +55,7 @@ def parse(Experiment: type[Config], argv: Sequence[str] | None = None) -> Config
 
     flags, settings = _split(list(sys.argv[1:] if argv is None else argv))
     files = [value or "" for key, value in settings if key == "config"]
+    check("" not in files, "--config needs a value: a YAML file of settings")
     check(len(files) < 2, "--config is given twice: one YAML file per run")
     data = strict_yaml.load(files[0]) if files else {}
     for key, value in data.items():
@@ -64,6 +63,7 @@ def parse(Experiment: type[Config], argv: Sequence[str] | None = None) -> Config
     settings = [(key, text) for key, text in settings if key != "config"]
     for key, text in settings:
         _check_keys(text, Experiment, key.removesuffix("+").split("."), "", "--")
+    others, folded = _fold(settings, data, Experiment)
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True, instantiate_subclass_spec_in_any=False)
     jsonargparse.set_loader("rlhf_jax", strict_yaml.load_text, exceptions=(yaml.YAMLError, ValueError))
@@ -85,11 +85,11 @@ def parse(Experiment: type[Config], argv: Sequence[str] | None = None) -> Config
             group.title = "settings"
     try:
         # The file goes first, so that a setting on the command line wins wherever it stands.
-        tokens = [f"--config={files[0]}"] if data else []
-        tokens += [f"--{key}={text}" for key, text in settings]
+        tokens = [f"--config={dump(data | folded)}"] if data or folded else []
+        tokens += [f"--{key}={text}" for key, text in others]
         namespace = parser.parse_args(tokens + flags, env=False)
     except jsonargparse.ArgumentError as error:
-        raise UserError(_explain(str(error), Experiment, data, dict(settings), files)) from None
+        raise UserError(_explain(str(error), Experiment, data | folded, dict(settings), files)) from None
     return typing.cast(Config, _build(Experiment, namespace))
 
 
@@ -131,98 +131,62 @@ def _split(argv: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
     return flags, settings
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return typing.get_args(hint) if union else (hint,)
-
-
-def _inner(hint: Any) -> Any:
-    """What a tuple, list or dict holds, as one type (a union where a tuple's places differ); None for anything else."""
-    args = [a for a in typing.get_args(hint) if a is not ...]
-    origin = typing.get_origin(hint)
-    if origin is dict:
-        return args[1]
-    return typing.Union[tuple(args)] if origin in (tuple, list) and args else None  # noqa: UP007 (a run-time union)
-
-
-def _hints(cls: Any) -> dict[str, Any]:
-    """{field: type} of a config dataclass, after refusing field types that a config may not have."""
-    return _checked_hints(cls)
-
-
-@cache
-def _checked_hints(cls: Any) -> dict[str, Any]:
-    hints = typing.get_type_hints(cls)
-    hints = {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
-
-    def refuse(hint: Any, name: str) -> None:
-        for option in _options(hint):
-            origin, args = typing.get_origin(option), typing.get_args(option)
-            if dataclasses.is_dataclass(option):
-                _hints(option)
-            elif origin in (tuple, list) or (origin is dict and args[0] is str):
-                refuse(_inner(option), name)
-            elif origin is not typing.Literal and option not in (bool, int, float, str, type(None), Path):
-                if not (isinstance(option, type) and issubclass(option, enum.Enum)):
-                    raise TypeError(
-                        f"{cls.__name__}.{name} has type {hint}: a config field is a bool, int, float, str, Path, "
-                        "Literal, Enum, dataclass, or a union, tuple, list or dict (by str) of these; "
-                        'name a function as "file.py:function"'
-                    )
-
-    for name, hint in hints.items():
-        refuse(hint, name)
-    return hints
-
-
-def _paths(cls: Any, prefix: str = "") -> list[str]:
-    """Every dotted key of a config dataclass."""
-    paths = []
-    for name, hint in _hints(cls).items():
-        paths.append(prefix + name)
-        for option in _options(hint):
-            paths += _paths(option, f"{prefix}{name}.") if dataclasses.is_dataclass(option) else []
-    return paths
-
-
-def _child(hint: Any, part: str) -> Any:
-    """The type of `part` in `hint`: a field of a dataclass, an entry of a dict; None when there is no such part."""
-    for option in _options(hint):
-        if dataclasses.is_dataclass(option) and part in _hints(option):
-            return _hints(option)[part]
-        if typing.get_origin(option) is dict:
-            return _inner(option)
-    return None
-
-
 def _check_keys(value: Any, cls: Any, path: list[str], where: str, dashes: str) -> None:
     """Refuse a key that no field has (`path` to it, then those inside `value`), naming the nearest one that exists."""
     hint: Any = cls
     for depth, part in enumerate(path):
-        if _child(hint, part) is None:
-            names = [n for o in _options(hint) if dataclasses.is_dataclass(o) for n in _hints(o)]
-            namesakes = [p for p in _paths(cls) if p.split(".")[-1] == path[-1]]
+        if hints.child(hint, part) is None:
+            names = [n for o in hints.options(hint) if dataclasses.is_dataclass(o) for n in hints.fields(o)]
+            namesakes = [p for p in hints.paths(cls) if p.split(".")[-1] == path[-1]]
             near = difflib.get_close_matches(part, names, n=1)
             known = namesakes or [".".join([*path[:depth], n]) for n in near]
             wrong = dashes + ".".join(path)
-            tip = nearest(wrong, [dashes + k for k in known or _paths(cls)], 0.0 if known else 0.6)
+            tip = nearest(wrong, [dashes + k for k in known or hints.paths(cls)], 0.0 if known else 0.6)
             raise UserError(f"{where}unknown key {wrong!r}{tip}")
-        hint = _child(hint, part)
-    groups = [o for o in _options(hint) if dataclasses.is_dataclass(o)]
+        hint = hints.child(hint, part)
+    groups = [o for o in hints.options(hint) if dataclasses.is_dataclass(o)]
     if dashes and value is None:
-        raise UserError(f"--{'.'.join(path)} needs a value: {_describe(hint)}")
-    if dashes and groups and value.startswith("{"):
+        raise UserError(f"--{'.'.join(path)} needs a value: {hints.describe(hint)}")
+    if dashes and (groups or hints.parts(hint)) and value.startswith("{"):
         try:
             value = strict_yaml.load_text(value)
         except (yaml.YAMLError, ValueError):
             raise UserError(f"--{'.'.join(path)} must be {{name: value, …}}, got {shown(value)}") from None
-    if isinstance(value, dict) and (groups or any(typing.get_origin(o) is dict for o in _options(hint))):
+    if isinstance(value, dict) and (groups or any(typing.get_origin(o) is dict for o in hints.options(hint))):
         for key, inner in value.items():
             _check_keys(inner, cls, [*path, str(key)], where, "")
-    elif len(groups) == len(_options(hint)):
-        fields = ", ".join(_hints(groups[0]))
+    elif len(groups) == len(hints.options(hint)):
+        fields = ", ".join(hints.fields(groups[0]))
         raise UserError(f"{where}{dashes}{'.'.join(path)} is a group: give its fields ({fields}), got {shown(value)}")
+
+
+def _fold(
+    settings: list[tuple[str, str | None]], data: dict[str, Any], cls: Any
+) -> tuple[list[tuple[str, str | None]], dict[str, Any]]:
+    """The settings that are in no dict of dataclasses (such as `rewards`), and each such dict that others are in, whole: what
+    the file says of it, with these in it. jsonargparse knows a lone `--rewards.r.function F.py:f` as no field's value."""
+    others: list[tuple[str, str | None]] = []
+    folded: dict[str, Any] = {}
+    for key, text in settings:
+        path = key.split(".")
+        hint = hints.at(cls, path)
+        if not hints.parts(hints.at(cls, path[:1])) or hint is None or text is None:
+            others.append((key, text))
+            continue
+        value: Any = text
+        if hint is not str:
+            with contextlib.suppress(yaml.YAMLError, ValueError):  # jsonargparse will say what it is not
+                value = strict_yaml.load_text(text)
+        if len(path) == 1:
+            folded[key] = value
+            continue
+        place = folded.setdefault(path[0], copy.deepcopy(data.get(path[0])))
+        if not isinstance(place, dict):
+            place = folded[path[0]] = {}
+        for part in path[1:-1]:
+            place = place.setdefault(part, {})
+        place[path[-1]] = value
+    return others, folded
 
 
 def _explain(message: str, cls: Any, data: dict[str, Any], given: dict[str, str | None], files: list[str]) -> str:
@@ -231,60 +195,52 @@ def _explain(message: str, cls: Any, data: dict[str, Any], given: dict[str, str 
     if missing:
         keys = [k.strip() for k in missing[1].split(",")]
         return f"{' and '.join(keys)} must be given: --{keys[0]} value, or `{keys[0]}: value` in the YAML of --config"
-    named = re.findall(r'Parser key "([^"]+)"', message)
+    named = [name for name in re.findall(r'Parser key "([^"]+)"', message) if name != "config"]
     if not named:
         return one_line(message)
-    path = ".".join(named[:2])
+    hint: Any = cls
     value: Any = data
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, dict) else value
+    found: list[str] = []
+    for name in ".".join(named[:2]).split("."):
+        if hints.parts(hint) and isinstance(value, dict):  # jsonargparse leaves out which part it is
+            having = [part for part, group in value.items() if isinstance(group, dict) and name in group]
+            wrong = [part for part in having if not hints.fits(hints.at(hint, [part, name]), value[part][name])]
+            found += wrong[:1]
+            hint, value = (hints.child(hint, wrong[0]), value[wrong[0]]) if wrong else (hint, value)
+        found.append(name)
+        hint, value = hints.child(hint, name) or hint, value.get(name) if isinstance(value, dict) else value
+    path, folded = ".".join(found), hints.parts(hints.at(cls, found[:1]))
     typed = [key for key in given if f"{key.removesuffix('+')}.".startswith(f"{path}.") or path.startswith(f"{key}.")]
     where = f" (in {files[0]})" if files else ""
     if typed:
-        path, value, where = typed[-1].removesuffix("+"), given[typed[-1]], " (on the command line)"
-    hint = cls
-    for part in path.split("."):
-        hint = _child(hint, part) or hint
-    return f"{path} must be {_describe(hint)}, got {shown(value)}{where}"
+        where = " (on the command line)"
+    if typed and not folded:
+        path, value = typed[-1].removesuffix("+"), given[typed[-1]]
+        hint = hints.at(cls, path.split("."))
+    return f"{path} must be {hints.describe(hint)}, got {shown(value)}{where}"
 
 
-def _describe(hint: Any) -> str:
-    """A type in words: "a number or null", "one of a, b", "[a whole number, …]"."""
-    if len(_options(hint)) > 1:
-        return " or ".join(_describe(o) for o in _options(hint))
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal or (isinstance(hint, type) and issubclass(hint, enum.Enum)):
-        return "one of " + ", ".join(str(a) for a in args or [e.name for e in hint])
-    if origin is dict:
-        return f"{{name: {_describe(args[1])}, …}}"
-    if origin is tuple and ... not in args:
-        return f"[{', '.join(_describe(a) for a in args)}]"
-    if origin in (tuple, list):
-        return f"[{_describe(args[0])}, …]"
-    if dataclasses.is_dataclass(hint):
-        return "{" + ", ".join(f"{name}: …" for name in _hints(hint)) + "}"
-    words = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
-    return words.get(hint, "null")
+def _named(name: str, hint: Any, value: Any) -> Any:
+    """`_build`, with the name put before what a UserError says."""
+    try:
+        return _build(hint, value)
+    except UserError as error:
+        first = re.split(r"\W", str(error), maxsplit=1)[0]
+        if str(error).startswith(f"{name}."):
+            raise  # its author has named it in full
+        raise UserError(f"{name}{'.' if hints.child(hint, first) else ': '}{error}") from None
 
 
 def _build(hint: Any, value: Any) -> Any:
     """Make the dataclasses that `hint` asks for out of parsed values; a nested UserError gets its full dotted name."""
-    for option in _options(hint):
+    for option in hints.options(hint):
         origin = typing.get_origin(option)
         if origin in (tuple, list) and isinstance(value, (tuple, list)):
-            return type(value)(_build(_inner(option), v) for v in value)
+            return type(value)(_build(hints.inner(option), v) for v in value)
         if origin is dict and isinstance(value, dict):
-            return {k: _build(_inner(option), v) for k, v in value.items()}
+            return {k: _named(k, hints.inner(option), v) for k, v in value.items()}
         if not dataclasses.is_dataclass(option) or not hasattr(value, "__dict__") or dataclasses.is_dataclass(value):
             continue
-        made = {}
-        for name, inner in _hints(option).items():
-            try:
-                made[name] = _build(inner, getattr(value, name))
-            except UserError as error:
-                first = re.split(r"\W", str(error), maxsplit=1)[0]
-                if str(error).startswith(f"{name}."):
-                    raise  # its author has named it in full
-                raise UserError(f"{name}{'.' if _child(inner, first) else ': '}{error}") from None
+        made = {name: _named(name, inner, getattr(value, name)) for name, inner in hints.fields(option).items()}
         return typing.cast(Callable[..., Any], option)(**made)
     return value

@@ -33,6 +33,26 @@ def pad(rows: Sequence[Sequence[int]], window: int) -> tuple[np.ndarray, np.ndar
     return tokens, np.array([len(row) for row in rows], np.int32)
 
 
+def check_known(rows: Sequence[Sequence[int]], tokenizer: Any, what: str) -> None:
+    """Print a warning where more than 1 % of the tokens in these rows, special ones not counted, are unknown to the
+    tokenizer (<unk>), UserError where more than half are: it has not been made for such texts, or for this model.
+
+    Tokenizers that spell every text in bytes know no such token; where the token is also that of the end, as with GPT-2,
+    it is not looked for.
+    """
+    unknown, ends = tokenizer.unk_token_id, (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id)
+    if unknown is None or unknown in ends:
+        return
+    ids = np.concatenate([np.asarray(row, np.int64) for row in rows])
+    ids = ids[(ids == unknown) | ~np.isin(ids, tokenizer.all_special_ids)]
+    share = float(np.mean(ids == unknown)) if ids.size else 0.0
+    told = f"{share:.0%} of the tokens of the {what} are unknown to the tokenizer ({tokenizer.unk_token})"
+    if share > 0.5:
+        raise UserError(f"{told}; use the tokenizer that the model was made with, and texts that it was made for")
+    if share > 0.01:
+        print(f"warning: {told}; is it the model's own?")
+
+
 def encode_prompts(
     prompts: Sequence[records.Prompt], tokenizer: Any, *, window: int, long: str = "drop"
 ) -> tuple[Prompts, Counter[str]]:
@@ -58,6 +78,7 @@ def encode_prompts(
         rows.append(ids)
     if not rows:
         raise UserError(f"no prompt is left of {len(prompts)} ({dict(counts)}); the prompt window is {window} tokens")
+    check_known(rows, tokenizer, "prompts")
     tokens, length = pad(rows, window)
     numbers = np.arange(len(rows), dtype=np.int32)
     return Prompts(tokens, length, numbers, [p.prompt for p in kept], [p.meta for p in kept]), counts
@@ -80,6 +101,8 @@ def encode_pairs(
         rejected.append(texts[1])
     if not kept:
         raise UserError(f"no pair is left of {len(pairs)} ({dict(counts)}); the window is {window} tokens")
+
+    check_known(chosen + rejected, tokenizer, "pairs")
 
     def column(name: str) -> np.ndarray:
         return np.array([getattr(pair, name) for pair in kept], np.float32)
@@ -117,6 +140,7 @@ def encode_demonstrations(
         raise UserError(
             f"no demonstration is left of {len(demonstrations)} ({dict(counts)}); the window is {window} tokens"
         )
+    check_known(rows, tokenizer, "demonstrations")
     tokens, length = pad(rows, window)
     loss_mask = np.zeros(tokens.shape, bool)
     for row, mask in zip(loss_mask, masks, strict=True):

@@ -5,6 +5,7 @@ that two runs of one seed can be compared byte for byte), samples.jsonl texts. I
 save the checkpoint. A kill between the two is then mended by `cut`, which drops what the checkpoint does not know of.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -34,6 +35,7 @@ except ImportError:  # not on Windows: there, nothing keeps two processes out of
     fcntl = None  # type: ignore[assignment]
 
 LINES = ("metrics", "timing", "samples")
+RECORDS = ("config.yaml", "about.json", "versions.json")
 STAGES = ("before", "after", "train")
 
 
@@ -48,6 +50,9 @@ class Run:
     files: dict[str, TextIO] = dataclasses.field(default_factory=dict)
     last: dict[str, int] = dataclasses.field(default_factory=dict)
     lock: TextIO | None = None
+    begun: tuple[Path, ...] = ()
+    """The files and folders that this run may take away again if it ends in an error before its first line of metrics:
+    none of them was there before. Empty where it goes on with an earlier run."""
 
     def log(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         """Write the scalars of one iteration (Python, NumPy or JAX; fetched from the device in one go)."""
@@ -88,8 +93,12 @@ class Run:
     def __enter__(self) -> "Run":
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.close()
+        metrics, saved = self.folder / "metrics.jsonl", self.folder / "checkpoints"
+        logged = metrics.exists() and metrics.stat().st_size > 0
+        if kind is not None and not logged and not (saved.is_dir() and any(saved.iterdir())):
+            _take_away(self.begun)
 
     def _append(self, name: str, iteration: int, row: dict[str, Any]) -> None:
         path = self.folder / f"{name}.jsonl"
@@ -131,7 +140,8 @@ def open_run(
 
     A folder that holds something is refused unless `resume` (then the config in it must be the same, but for the dotted
     fields in `may_grow`, whose numbers may grow, and in `may_change`) or `overwrite` (then an earlier run's files are
-    deleted). `resume` on an empty folder begins a run. `about` goes into about.json for the report: "title", and
+    deleted). `resume` on an empty folder begins a run. A run that ends in an error before its first line of metrics leaves
+    nothing behind, so that it can be started again. `about` goes into about.json for the report: "title", and
     "synthetic" and "notes", lists of sentences. Errors: UserError, before any device is touched.
     """
     folder = Path(folder)
@@ -144,6 +154,8 @@ def open_run(
     first = not jax.distributed.is_initialized() or jax.process_index() == 0
     if not first:
         return Run(folder, writes=False)
+    files = [folder / name for name in (*RECORDS, *(f"{name}.jsonl" for name in LINES), ".lock")]
+    begun = tuple(path for path in (*files, folder / "checkpoints", folder, *folder.parents) if not path.exists())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
@@ -152,7 +164,8 @@ def open_run(
     try:
         if overwrite:
             _empty(folder)
-        if any(path.name[0] != "." for path in folder.iterdir()):
+        goes_on = any(path.name[0] != "." for path in folder.iterdir())
+        if goes_on:
             check(
                 resume,
                 f"the run folder {folder} is not empty: --resume true goes on with that run, or choose another folder",
@@ -165,8 +178,9 @@ def open_run(
         _replace(folder / "versions.json", json.dumps(now, indent=1) + "\n")
     except BaseException:
         lock.close()
+        _take_away(begun)
         raise
-    return Run(folder, writes=True, lock=lock)
+    return Run(folder, writes=True, lock=lock, begun=() if goes_on else begun)
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
@@ -239,9 +253,16 @@ def _lock(folder: Path) -> TextIO:
     return file
 
 
+def _take_away(paths: Iterable[Path]) -> None:
+    """Remove these files, and those of the folders, innermost first, that are empty then."""
+    for path in paths:
+        with contextlib.suppress(OSError):  # what is not there, or not empty, stays as it is
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
 def _empty(folder: Path) -> None:
     """Delete an earlier run's files, and only those: overwriting a mistyped folder must not cost anybody's work."""
-    known = {"config.yaml", "about.json", "versions.json", "report.html", "checkpoints"} | {f"{n}.jsonl" for n in LINES}
+    known = {*RECORDS, "report.html", "checkpoints"} | {f"{n}.jsonl" for n in LINES}
     strange = sorted(path.name for path in folder.iterdir() if path.name not in known and path.name[0] != ".")
     check(
         not strange, f"{folder} holds {shown(strange)}, which no run wrote: delete it by hand or choose another folder"

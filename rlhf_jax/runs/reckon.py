@@ -115,7 +115,9 @@ def device_rows(rows: int, mesh: AbstractMesh, notes: list[str]) -> int:
     """Rows of a micro-batch on each device, with a note where the mesh has devices to spare."""
     mine, devices = cost.device_rows(rows, mesh), mesh.shape["data"] * mesh.shape["fsdp"]
     if rows // mine < devices:
-        notes.append(f"the {rows} rows of a micro-batch do not divide over {devices} devices: each has {mine} of them")
+        notes.append(
+            f"the {rows} rows of a micro-batch do not divide over {devices} devices, which a run refuses: each has {mine}"
+        )
     return mine
 
 

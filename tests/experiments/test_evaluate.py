@@ -58,7 +58,7 @@ def logprob(folder, facts, row, temperature=0.8):
 
 def test_the_kl_is_that_of_the_samples(run):
     cfg, rows, seen = run
-    first = seen[2]  # of the policy, after two batches of the start
+    first = seen[0]  # of the policy, before two batches of the start
     for prompt in range(2):
         samples = [prompt * N + k for k in range(N)]
         wanted = np.mean([logprob(cfg.policy, first, i) - logprob(cfg.start, first, i) for i in samples])
@@ -75,14 +75,14 @@ def test_every_prompt_has_one_value_a_metric(run):
         assert set(row) == {"proxy", "judge", "kl", "length", "win rate"}
         assert all(values.shape == (PROMPTS,) and np.isfinite(values).all() for values in row.values())
         assert ((row["length"] >= 1) & (row["length"] <= RESPONSE)).all()
-    proxies = np.concatenate([np.asarray(facts.score_parts["proxy"]).reshape(-1, N) for facts in seen[2:]])[:PROMPTS]
+    proxies = np.concatenate([np.asarray(facts.score_parts["proxy"]).reshape(-1, N) for facts in seen[:2]])[:PROMPTS]
     assert rows["policy"]["proxy"] == pytest.approx(proxies.mean(axis=1), abs=1e-6)
 
 
 def test_best_of_n_takes_the_best_by_the_proxy_of_samples_of_their_own(run):
     _, rows, seen = run
     both = {
-        name: np.concatenate([np.asarray(facts.score_parts[name]).reshape(-1, 2 * N) for facts in seen[:2]])[:PROMPTS]
+        name: np.concatenate([np.asarray(facts.score_parts[name]).reshape(-1, 2 * N) for facts in seen[2:]])[:PROMPTS]
         for name in ("proxy", "judge")
     }
     best = both["proxy"][:, N:].argmax(axis=1)
@@ -93,8 +93,8 @@ def test_best_of_n_takes_the_best_by_the_proxy_of_samples_of_their_own(run):
 
 def test_win_rates_are_by_the_judge(run):
     _, rows, seen = run
-    judged = np.concatenate([np.asarray(facts.score_parts["judge"]).reshape(-1, 2 * N) for facts in seen[:2]])[:PROMPTS]
-    ours = np.concatenate([np.asarray(facts.score_parts["judge"]).reshape(-1, N) for facts in seen[2:]])[:PROMPTS]
+    judged = np.concatenate([np.asarray(facts.score_parts["judge"]).reshape(-1, 2 * N) for facts in seen[2:]])[:PROMPTS]
+    ours = np.concatenate([np.asarray(facts.score_parts["judge"]).reshape(-1, N) for facts in seen[:2]])[:PROMPTS]
     for prompt in range(PROMPTS):
         pairs = [(a, b) for a in ours[prompt] for b in judged[prompt, :N]]
         wanted = np.mean([1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs])

@@ -77,7 +77,7 @@ def parameters(cfg, seed=0):
         elif path.endswith("_bias"):
             x = 0.3 * noise
         else:
-            x = noise / np.sqrt(cfg.d_ff if path == "layers/down" else cfg.d_model)
+            x = noise / np.sqrt(cfg.d_ff if path.endswith("down") else cfg.d_model)
         params[path] = jnp.asarray(x, jnp.float32)
     return params
 
@@ -154,8 +154,21 @@ ACTIVATIONS = {
 }
 
 
-def hidden(params, tokens, cfg):
-    """Hidden states [T, D] of one row without padding."""
+def mixture(h, layer, cfg):
+    """(outputs [T, D], router logits [T, E]) of experts, token by token."""
+    routed, out, act = h @ layer["router"], np.zeros(h.shape), ACTIVATIONS[cfg.activation]
+    for t, one in enumerate(h):
+        probs = softmax(routed[t])
+        chosen = sorted(range(cfg.experts), key=lambda e: -probs[e])[: cfg.experts_used]
+        total = sum(probs[e] for e in chosen) if cfg.renormalise else 1.0
+        for e in chosen:
+            inner = act(one @ layer["expert_gate"][e]) * (one @ layer["expert_up"][e])
+            out[t] += probs[e] / total * (inner @ layer["expert_down"][e])
+    return out, routed
+
+
+def hidden(params, tokens, cfg, routed=None):
+    """Hidden states [T, D] of one row without padding; the router logits of each layer are added to the list `routed`."""
     params = {path: np.asarray(x, np.float64) for path, x in params.items()}
     positions = np.arange(len(tokens))
     x = params["embed"][np.asarray(tokens)]
@@ -169,6 +182,12 @@ def hidden(params, tokens, cfg):
             q, k = rotate(q, positions, cfg), rotate(k, positions, cfg)
         x = x + np.einsum("tnh,nhd->td", attend_causal(q, k, v), layer["o"]) + layer.get("o_bias", 0.0)
         h = norm(x, layer, "mlp_norm", cfg)
+        if cfg.experts:
+            fed, logits = mixture(h, layer, cfg)
+            x = x + fed
+            if routed is not None:
+                routed.append(logits)
+            continue
         up = h @ layer["up"] + layer.get("up_bias", 0.0)
         act = ACTIVATIONS[cfg.activation]
         inner = act(h @ layer["gate"] + layer.get("gate_bias", 0.0)) * up if cfg.gated_mlp else act(up)

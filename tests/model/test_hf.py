@@ -95,7 +95,7 @@ def test_logits_and_gradients_are_those_of_transformers(folders, case):
     grads = {path: np.asarray(x) for path, x in grads.items()}
     theirs = {}
     for name, tensor in hf_tensors.tensors(cfg, params).items():
-        pieces = [grads[path] if tensor.layer is None else grads[path][tensor.layer] for path in tensor.row.paths]
+        pieces = [grads[path][tensor.at] for path in tensor.row.paths]
         theirs[name] = hf_tensors.to_theirs(pieces, tensor.row, tensor.shape)
     assert sorted(theirs) == sorted(checkpoints.shapes(case))
     norms = {name: np.linalg.norm(theirs[name].astype(np.float64)) for name in sorted(theirs)}

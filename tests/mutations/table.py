@@ -5,7 +5,16 @@ one of `tests` fails; an import that breaks, a name that does not exist or a fix
 the smallest tests that can see it: each row is a pytest run of its own.
 """
 
-from tests.mutations import dry_run_rows, family_rows, lora_rows, model_rows, ppo_rows, script_rows
+from tests.mutations import (
+    check_rows,
+    dry_run_rows,
+    family_rows,
+    lora_rows,
+    model_rows,
+    moe_rows,
+    ppo_rows,
+    script_rows,
+)
 from tests.mutations.mutation import Mutation
 
 __all__ = ["MUTATIONS", "Mutation"]
@@ -29,9 +38,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         tests=("tests/test_imports.py::test_import_rlhf_jax_loads_nothing_heavy",),
         reason="a plotting library loaded by every user",
     ),
+    *check_rows.ROWS,
     *dry_run_rows.ROWS,
     *lora_rows.ROWS,
     *model_rows.ROWS,
+    *moe_rows.ROWS,
     *family_rows.ROWS,
     *ppo_rows.ROWS,
     *script_rows.ROWS,

@@ -14,8 +14,11 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from transformers.models.mixtral import modeling_mixtral as mixtral  # noqa: E402
+
 from rlhf_jax.model import heads, hf, hf_config, hf_tensors, transformer  # noqa: E402
 from rlhf_jax.model.config import ModelConfig, RopeScaling  # noqa: E402
+from rlhf_jax.objectives import routing  # noqa: E402
 from tests.fixtures.hf import checkpoints  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -103,6 +106,20 @@ CASES |= {
     "phi3": ("Phi3", PHI3 | dict(sliding_window=33)),
     "phi4_mini": ("Phi3", PHI3 | dict(rope_parameters=LONGROPE, original_max_position_embeddings=128)),
 }
+CASES |= {
+    "mixtral": ("Mixtral", ROTARY | dict(num_local_experts=5, intermediate_size=32)),
+    "mixtral_window": ("Mixtral", ROTARY | dict(num_local_experts=3, head_dim=12, sliding_window=33)),
+    "qwen3_moe": (
+        "Qwen3Moe",
+        ROTARY | dict(num_experts=9, num_experts_per_tok=4, moe_intermediate_size=20, head_dim=14, norm_topk_prob=True),
+    ),
+    "qwen3_moe_window": (
+        "Qwen3Moe",
+        ROTARY
+        | dict(num_experts=4, num_experts_per_tok=1, moe_intermediate_size=24, attention_bias=True)
+        | dict(use_sliding_window=True, sliding_window=33, tie_word_embeddings=True),
+    ),
+}
 CAUSAL = {"GPT2": "LMHeadModel"}
 
 
@@ -111,7 +128,7 @@ def model_of(case, labels=None):
     family, fields = CASES[case]
     extra = {"num_labels": labels, "pad_token_id": 0} if labels else {}
     cfg = getattr(transformers, f"{family}Config")(**(fields | extra))
-    cfg._attn_implementation = "eager"
+    cfg._attn_implementation = cfg._experts_implementation = "eager"
     name = family if labels else family.removesuffix("Text")
     head = "ForSequenceClassification" if labels else CAUSAL.get(family, "ForCausalLM")
     model = getattr(transformers, name + head)(cfg).eval()
@@ -178,11 +195,12 @@ def test_logits_and_every_gradient(tmp_path, case):
 
     renamed = {"lm_head.weight": "embed_out.weight"} if cfg.family == "gpt_neox" else {}
     expected = {renamed.get(name, name): x.grad.numpy() for name, x in model.named_parameters()}
+    expected = checkpoints.split_experts(CASES[case][0], expected)
     largest = max(np.linalg.norm(x) for x in expected.values())
     table = hf_tensors.tensors(cfg, params)
     assert table.keys() == expected.keys()
     for name, tensor in table.items():
-        pieces = [grads[path] if tensor.layer is None else grads[path][tensor.layer] for path in tensor.row.paths]
+        pieces = [grads[path][tensor.at] for path in tensor.row.paths]
         mine = hf_tensors.to_theirs([np.asarray(x) for x in pieces], tensor.row, tensor.shape)
         wrong = np.linalg.norm(mine - expected[name])
         assert wrong <= 1e-3 * np.linalg.norm(expected[name]) + 1e-6 * largest, name
@@ -203,6 +221,8 @@ def test_logits_and_every_gradient(tmp_path, case):
         "smollm3",
         "phi3",
         "phi4_mini",
+        "mixtral",
+        "qwen3_moe",
     ],
 )
 def test_greedy_tokens(tmp_path, case):
@@ -225,7 +245,7 @@ def test_greedy_tokens(tmp_path, case):
 @pytest.mark.parametrize(
     "case",
     ["gpt2", "llama3", "llama_biases", "qwen2_tied", "gpt_neox", "mistral", "qwen3", "gemma2", "gemma3", "olmo2", "smollm3",
-        "phi3"],
+        "phi3", "mixtral", "qwen3_moe"],
 )  # fmt: skip
 def test_rewards(tmp_path, case, labels):
     model = model_of(case, labels)
@@ -254,6 +274,30 @@ def test_what_transformers_saves_comes_back_byte_for_byte(tmp_path, case, dtype,
     assert contents(tmp_path / "b") == contents(tmp_path / "a")
     assert (len(contents(tmp_path / "b")) > 5) == (size == "50KB")
     same_state(reload(tmp_path / "b", transformers.AutoModelForCausalLM), model)
+
+
+@pytest.mark.parametrize("case", ["mixtral", "qwen3_moe_window"])
+def test_fused_experts_come_back_fused(tmp_path, case):
+    model = model_of(case)
+    model.save_pretrained(tmp_path / "a", save_original_format=False)
+    model.save_pretrained(tmp_path / "b")
+    (cfg, params), (_, others) = hf.load(tmp_path / "a"), hf.load(tmp_path / "b")
+    assert all((params[path] == others[path]).all() for path in params)
+    hf.save(tmp_path / "c", cfg, params)
+    assert contents(tmp_path / "c") == contents(tmp_path / "a") != contents(tmp_path / "b")
+    same_state(reload(tmp_path / "c", transformers.AutoModelForCausalLM), model)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("used", [1, 2, 5])
+def test_load_balancing(used, masked):
+    random = np.random.RandomState(used)
+    logits, mask = random.normal(size=(3, 4, 50, 7)).astype(np.float32) * 2, random.rand(4, 50) < 0.7
+    expected = mixtral.load_balancing_loss_func(
+        tuple(torch.tensor(x.reshape(-1, 7)) for x in logits), 7, used, torch.tensor(mask) if masked else None
+    )
+    found = routing.load_balancing(jnp.asarray(logits), jnp.asarray(mask | (not masked)), used=used)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_shards_cut_here_are_read_there(tmp_path):

@@ -348,3 +348,40 @@ def test_progress_shows_live_fields_in_a_terminal(monkeypatch):
         advance({"reward": 0.5, "KL": 2.5})
     shown = stderr.getvalue()
     assert "4/4" in shown and "reward 0.5  KL 2.5" in shown
+
+
+@pytest.mark.parametrize("kind", [UserError, KeyboardInterrupt, ZeroDivisionError])
+def test_a_run_that_ends_before_its_first_line_takes_itself_away(tmp_path, kind):
+    """What was there before stays: folders, hidden files, and all of a folder that is no run's."""
+    folder, old = tmp_path / "new" / "a", tmp_path / "old"
+    old.mkdir()
+    (old / ".keep").write_text("")
+    for place, resume in ((folder, False), (old, True)):
+        with pytest.raises(kind), log.open_run(place, Experiment(), resume=resume) as run:
+            run.sample([sample(0) | {"stage": "before"}])
+            (place / "checkpoints").mkdir()
+            raise kind("no")
+    assert [path.name for path in tmp_path.iterdir()] == ["old"] and [path.name for path in old.iterdir()] == [".keep"]
+    (old / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        log.open_run(old, Experiment(), resume=False)
+    assert sorted(path.name for path in old.iterdir()) == [".keep", "notes.txt"]
+
+
+def test_a_run_that_has_begun_stays_however_it_ends(tmp_path):
+    """After a line of metrics, or a checkpoint; and a resumed one in any case."""
+    for name, begin in (
+        ("logged", lambda run: run.log(0, {"loss": 1})),
+        ("saved", lambda run: (run.folder / "checkpoints" / "1").mkdir(parents=True)),
+    ):
+        with pytest.raises(ValueError), log.open_run(tmp_path / name, Experiment(), resume=False) as run:
+            begin(run)
+            raise ValueError
+        assert (tmp_path / name / "config.yaml").is_file()
+    (tmp_path / "logged" / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError), log.open_run(tmp_path / "logged", Experiment(), resume=True):
+        raise ValueError
+    assert (tmp_path / "logged" / "config.yaml").is_file()
+    with log.open_run(tmp_path / "quiet", Experiment(), resume=False):
+        pass
+    assert (tmp_path / "quiet" / "config.yaml").is_file(), "it ended well"
