@@ -30,6 +30,10 @@ from rlhf_jax.runs import config, report, settings
 from rlhf_jax.runs.ppo_settings import PPO, Reward
 from rlhf_jax.types import Sampling
 
+LEGEND = """gold: what the made world's people truly like, 0 to 1. proxy: the reward model's score, which PPO sees.
+kl: nats a response from SFT (of best of n: its formula). length: tokens. parses: share that the grammar makes.
+win rate: how often the gold reward is above that of an SFT response to the same prompt; a tie counts half."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -201,7 +205,9 @@ def main(cfg: Experiment) -> dict[str, Any]:
     labels = dict(zip(names, ("SFT", names[1], "PPO"), strict=True))
     rows = {labels[name]: row for name, row in rows.items()}
     over = "prompts of one seed" if cfg.seeds == 1 else f"{cfg.seeds} seeds"
-    print(f"\n{evaluate.table(rows, metrics)}\nmean ± half the 95 % interval over {over}; all of it synthetic\n")
+    print(
+        f"\n{evaluate.table(rows, metrics)}\nmean ± half the 95 % interval over {over}; all of it synthetic\n{LEGEND}\n"
+    )
     gains = {}
     for other, name in (("SFT", names[0]), (names[1], names[1])):
         differences = np.subtract(values("policy", "gold"), values(name, "gold"))
@@ -219,8 +225,9 @@ def main(cfg: Experiment) -> dict[str, Any]:
     page = report.write(
         *[Path(cfg.out) / f"seed_{seed}" / "ppo" for seed in range(cfg.seed, cfg.seed + cfg.seeds)],
         out=Path(cfg.out) / "report.html",
+        title="Quickstart: the whole loop in a small made world",
         table=cells,
-        notes=[f"Means with half their 95 % interval over {over}. KL in nats a response, length in tokens."],
+        notes=[f"Means with half their 95 % interval over {over}.", *LEGEND.splitlines()],
         synthetic=["The world, its texts, the gold reward and the judges are made up; no person judged anything here."],
     )
     seconds = time.perf_counter() - began

@@ -151,6 +151,7 @@ def tokenizer(path: str | os.PathLike, revision: str | None = None) -> Any:
 
     Raises UserError where there is none that can be read.
     """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing is no news here
     from transformers import AutoTokenizer  # here, because importing this package must not load transformers
 
     if Path(path).is_dir() and not any((Path(path) / name).exists() for name in TOKENIZER_FILES):

@@ -82,11 +82,13 @@ def write(
     table: Sequence[Mapping[str, Any]] = (),
     notes: Sequence[str] = (),
     synthetic: Sequence[str] = (),
+    title: str = "",
 ) -> Path:
     """Write the report of a run, or of several with their curves overlaid, and return its path.
 
     `table` is rows of results to show first, {column: number or text}; `notes` are sentences to read with them;
-    `synthetic` are sentences on what is made up, added to those in about.json. `out` is the file; without it
+    `synthetic` are sentences on what is made up, added to those in about.json. `title` stands above it all (default: the
+    runs' names). `out` is the file; without it
     <folder>/report.html for one run, report.html beside the folders for several.
     """
     check(len(folders) > 0, "report: name at least one run folder")
@@ -96,7 +98,7 @@ def write(
     single = runs[0] if len(runs) == 1 else None
     first = Path(folders[0])
     path = Path(out) if out else (first if single else first.resolve().parent) / "report.html"
-    title = str((single.about.get("title") if single else None) or " and ".join(run.name for run in runs))
+    title = title or str((single.about.get("title") if single else None) or " and ".join(run.name for run in runs))
     made_up = list(dict.fromkeys([*synthetic, *(s for run in runs for s in _sentences(run.about.get("synthetic")))]))
     told = list(dict.fromkeys([*notes, *(s for run in runs for s in _sentences(run.about.get("notes")))]))
     sections = [

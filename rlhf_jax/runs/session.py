@@ -61,6 +61,8 @@ def restore(cfg: Any, current: Session, state: Any) -> tuple[int, Any]:
     found = checkpoint.restore(current.checkpoints, state) if cfg.resume else None
     start, state = (0, state) if found is None else found[:2]
     current.run.cut(start - 1)
+    if cfg.resume:
+        print(f"resuming after iteration {start}" if start else "nothing to resume from: beginning anew")
     return start, state
 
 
