@@ -27,8 +27,8 @@ CASES = {
     "llama-all": (UNTIED, Lora(3, 12.0)),
     "llama-q,v": (UNTIED, Lora(2, 4.0, "q,v")),
     "llama-groups": (UNTIED, Lora(4, 8.0, "qkv,gate_up,o", rank_stabilised=True)),
-    "untied-ends": (UNTIED, Lora(3, 3.0, "embed,unembed")),
-    "tied-embed": (TIED, Lora(3, 3.0, "embed")),
+    "untied-ends": (UNTIED, Lora(3, 6.0, "embed,unembed")),
+    "tied-embed": (TIED, Lora(3, 6.0, "embed")),
     "gpt2-all": (oracle.FAMILIES["gpt2"], Lora(2, 16.0)),
 }
 
