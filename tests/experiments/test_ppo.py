@@ -127,6 +127,7 @@ def test_without_a_learning_rate_nothing_moves(world, still_run):
     assert same(hf.load(still_run.result["folder"])[1], hf.load(world.model)[1])
 
 
+@pytest.mark.long
 def test_the_seed_decides_everything(world, still_run, tmp_path):
     """Twice the same seed: the same bytes. Another seed: another first rollout of the same policy. While the critic warms up the
     policy does not move by a bit, the value model does, and β adapts to a KL of 0 by the controller's formula."""

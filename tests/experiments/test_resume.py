@@ -22,7 +22,7 @@ class Killed(Exception):
     """What a kill looks like from within the process: nothing after it runs."""
 
 
-@pytest.mark.parametrize("name", ["sft", "reward_model"])
+@pytest.mark.parametrize("name", ["sft", pytest.param("reward_model", marks=pytest.mark.long)])
 def test_resumed_training_ends_with_the_same_bytes(request, monkeypatch, tmp_path, name):
     """Killed after step 6, with a checkpoint of 4: step 5 and 6 are cut from the log and done again."""
     whole = request.getfixturevalue({"sft": "sft_run", "reward_model": "reward_run"}[name])

@@ -97,6 +97,7 @@ def test_a_text_past_the_window_loses_the_beginning_of_its_prompt(world):
         encode([ASKED], ["The otter eats fish. The otter eats fish. The otter"])
 
 
+@pytest.mark.long
 def test_a_reward_model_can_go_on_and_be_fitted_on_responses(world, reward_run, tmp_path):
     """It starts from the saved one (old normalisation gone), and is normalised on a file of responses."""
     rows = [{"prompt": list(ASKED), "responses": ["The seal eats fish.", "The otter eats leaves."]}] * 3

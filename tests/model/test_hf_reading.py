@@ -82,6 +82,7 @@ print(peak() - before - held)
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="reads the peak of memory from Linux' /proc")
 def test_the_host_holds_little_more_than_a_file_of_weights(tmp_path):
     """Beyond the parameters themselves, which on a CPU live in the same memory, ≤ 1.3 × the largest file."""
