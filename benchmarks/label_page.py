@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.feedback.assign import Rules, next_task
+from rlhf_jax.feedback.server.simulated import Habits, annotate
 from rlhf_jax.feedback.simulate import Judge
-from rlhf_jax.feedback.simulate_http import Habits, annotate
 from rlhf_jax.feedback.store import open_store
-from rlhf_jax.feedback.store_add import NewItem, add_annotator, add_guideline, add_items
-from rlhf_jax.feedback.store_judge import Asked, Words, submit
+from rlhf_jax.feedback.store.add import NewItem, add_annotator, add_guideline, add_items
+from rlhf_jax.feedback.store.assign import Rules, next_task
+from rlhf_jax.feedback.store.judge import Asked, Words, submit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.feedback.serving import port_of, start, stop

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import exports, formats, formats_export, leakage
+from rlhf_jax.feedback import formats, leakage
+from rlhf_jax.feedback.formats import exports
+from rlhf_jax.feedback.formats import write as formats_export
 from rlhf_jax.runs import config, data
 from rlhf_jax.runs.ranges import check, choice
 

@@ -22,11 +22,11 @@ from typing import Any
 import label_parts as parts
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import store_export
-from rlhf_jax.feedback.assign import Rules
+from rlhf_jax.feedback.store import export as store_export
 from rlhf_jax.feedback.store import open_store
-from rlhf_jax.feedback.store_add import add_items
-from rlhf_jax.feedback.store_verdict import Axis
+from rlhf_jax.feedback.store.add import add_items
+from rlhf_jax.feedback.store.assign import Rules
+from rlhf_jax.feedback.store.verdict import Axis
 from rlhf_jax.runs import config, data, label_report, settings
 from rlhf_jax.types import Sampling
 
@@ -188,7 +188,8 @@ def export(cfg: Experiment) -> dict[str, Any]:
 
 def page(cfg: Experiment, listening: socket.socket) -> tuple[Any, str]:
     """The application, and the address that people open."""
-    from rlhf_jax.feedback import server, server_run
+    from rlhf_jax.feedback.server import app as server
+    from rlhf_jax.feedback.server import run as server_run
 
     bound = str(listening.getsockname()[0])
     everywhere = bound in ("0.0.0.0", "::")
@@ -216,7 +217,7 @@ def page(cfg: Experiment, listening: socket.socket) -> tuple[Any, str]:
 
 def serve(cfg: Experiment, con: sqlite3.Connection) -> None:
     """Print the links, and serve the page until Ctrl-C."""
-    from rlhf_jax.feedback import server_run
+    from rlhf_jax.feedback.server import run as server_run
 
     host = "0.0.0.0" if cfg.public and cfg.host == "127.0.0.1" else cfg.host
     with closing(server_run.bind(host, cfg.port, every_interface=cfg.public)) as listening:

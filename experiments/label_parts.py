@@ -14,7 +14,7 @@ import jax
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import formats, records
 from rlhf_jax.feedback.diverse import diverse
-from rlhf_jax.feedback.store_add import Candidate, NewItem, add_annotator, annotator_of, new_token
+from rlhf_jax.feedback.store.add import Candidate, NewItem, add_annotator, annotator_of, new_token
 from rlhf_jax.runs import config, data, ranges, session
 
 MOST = 9

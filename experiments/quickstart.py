@@ -23,7 +23,7 @@ import sft
 from world import PROMPT, RESPONSE, judge, made_files, parses
 
 from rlhf_jax.evaluation import intervals
-from rlhf_jax.model import hf_families
+from rlhf_jax.model.hf import families as hf_families
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.playground import gold
 from rlhf_jax.runs import config, report, settings
@@ -46,7 +46,7 @@ class Experiment:
     seeds: int = 1
     """How many seeds to run, one after another."""
     family: str = "llama"
-    """Of the model: any family that rlhf-jax reads (`hf_families.FAMILIES`)."""
+    """Of the model: any family that rlhf-jax reads (`hf.families.FAMILIES`)."""
     width: int = 64
     """D of the model; a head has 16."""
     layers: int = 2

@@ -15,7 +15,7 @@ from rlhf_jax.algorithms import reward_model
 from rlhf_jax.algorithms.rewards import Score
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import baselines
-from rlhf_jax.feedback import agreement
+from rlhf_jax.feedback.statistics import agreement
 from rlhf_jax.model import heads, hf, transformer
 from rlhf_jax.model.config import ModelConfig
 from rlhf_jax.runs import data, models, ranges, settings

@@ -19,9 +19,10 @@ from reward_parts import to_pairs
 from reward_scores import scorer
 
 from rlhf_jax.evaluation import baselines, intervals
-from rlhf_jax.feedback import agreement, formats, records, simulate
+from rlhf_jax.feedback import formats, records, simulate
 from rlhf_jax.feedback.records import Prompt
-from rlhf_jax.feedback.store_add import add_annotator, add_items, new_token
+from rlhf_jax.feedback.statistics import agreement
+from rlhf_jax.feedback.store.add import add_annotator, add_items, new_token
 from rlhf_jax.runs import config, data, report
 
 NEWEST = "newest"
@@ -86,7 +87,7 @@ def write_prompts(cfg: Any, number: int, path: str) -> None:
 
 def judge(con: sqlite3.Connection, wanted: label.Experiment, cfg: Any, number: int) -> None:
     """Sample, put the items of the round into the store, and serve the page until all of them are judged."""
-    from rlhf_jax.feedback import server_run
+    from rlhf_jax.feedback.server import run as server_run
 
     path = Path(f"{wanted.prompts}.responses.jsonl")
     label_parts.sample(wanted, path)
@@ -135,7 +136,7 @@ def judged_items(con: sqlite3.Connection, number: int) -> tuple[int, int]:
 
 def simulated(con: sqlite3.Connection, base: str, cfg: Any, number: int) -> None:
     """Simulated people judge at the served page, all at once, until nothing is left."""
-    from rlhf_jax.feedback import simulate_http
+    from rlhf_jax.feedback.server import simulated as simulate_http
 
     gold, lock = config.resolve_function(cfg.gold, "gold"), threading.Lock()
     columns = {prompt.prompt_id: prompt.meta for prompt in chosen(cfg, number)}
@@ -174,7 +175,7 @@ def simulated(con: sqlite3.Connection, base: str, cfg: Any, number: int) -> None
 
 def write_comparisons(con: sqlite3.Connection, number: int, path: str) -> dict[str, Any]:
     """The comparisons of all rounds up to this one as a file, and what this round's are."""
-    from rlhf_jax.feedback import store_export
+    from rlhf_jax.feedback.store import export as store_export
 
     which = store_export.Which(rounds=tuple(range(1, number + 1)))
     kept = [each for each in store_export.records(con, which)[0] if isinstance(each, records.Comparison)]

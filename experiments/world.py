@@ -13,8 +13,10 @@ import jax
 import numpy as np
 
 from rlhf_jax.feedback import formats, simulate
-from rlhf_jax.model import hf, hf_config, hf_families, transformer
+from rlhf_jax.model import hf, transformer
 from rlhf_jax.model.config import ModelConfig
+from rlhf_jax.model.hf import config as hf_config
+from rlhf_jax.model.hf import families as hf_families
 from rlhf_jax.playground import gold, grammar, prompts, texts, tokenizer
 
 PROMPT, RESPONSE = 24, 32

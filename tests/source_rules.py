@@ -34,14 +34,11 @@ STRICTER: dict[str, set[str]] = {
 # Only these, and the scripts in experiments/, may touch disk, network or stdout.
 STARRED = [
     "runs/*",
-    "model/hf*",
+    "model/hf/*",
     "model/peft*",
-    "feedback/formats*",
-    "feedback/tables*",
-    "feedback/assign*",
-    "feedback/store*",
-    "feedback/server*",
-    "feedback/simulate*",
+    "feedback/formats/*",
+    "feedback/store/*",
+    "feedback/server/*",
     "evaluation/win_rate*",
     "evaluation/benchmarks*",
 ]

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import quality
+from rlhf_jax.feedback.statistics import quality
 
 
 def paired(differences: ArrayLike, *, level: int | float = 0.95) -> tuple[float, float, float]:

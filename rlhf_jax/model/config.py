@@ -31,7 +31,7 @@ class ModelConfig:
     """One decoder. Hashable, so that it can be a static argument of a jitted function."""
 
     family: str
-    """Which tables `model.hf` uses for names and settings: a key of `hf_families.FAMILIES`."""
+    """Which tables `model.hf` uses for names and settings: a key of `hf.families.FAMILIES`."""
     vocab_size: int
     d_model: int
     layers: int

@@ -16,8 +16,9 @@ from jaxtyping import Array, Float
 
 from rlhf_jax import sharding
 from rlhf_jax.errors import UserError
-from rlhf_jax.model import hf_tensors, quantised, transformer
+from rlhf_jax.model import quantised, transformer
 from rlhf_jax.model.config import ModelConfig
+from rlhf_jax.model.hf import tensors as hf_tensors
 from rlhf_jax.model.low_rank import GROUPS, factors
 from rlhf_jax.model.transformer import Initialiser, Spec, normal, zeros
 from rlhf_jax.types import Params

@@ -1,7 +1,7 @@
 """Adapters in PEFT's format (https://github.com/huggingface/peft), in and out: adapter_config.json and
 adapter_model.safetensors.
 
-Which of a model's tensors an adapter stands beside is told by the same tables as the model's own (`hf_tensors`): beside
+Which of a model's tensors an adapter stands beside is told by the same tables as the model's own (`hf.tensors`): beside
 `model.layers.0.self_attn.q_proj.weight` [out, in] lie `base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight`
 [r, in] and `….lora_B.weight` [out, r]. A tensor that holds q, k and v has one A for all three, and so have our matrices.
 """
@@ -19,9 +19,11 @@ from jax.experimental import multihost_utils
 from safetensors import SafetensorError, safe_open
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.model import hf_files, hf_tensors, lora, transformer
+from rlhf_jax.model import lora, transformer
 from rlhf_jax.model.config import ModelConfig
-from rlhf_jax.model.hf_tensors import Row
+from rlhf_jax.model.hf import files as hf_files
+from rlhf_jax.model.hf import tensors as hf_tensors
+from rlhf_jax.model.hf.tensors import Row
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.model.peft_config import CONFIG, base_of, is_adapter, matches, read_config
 from rlhf_jax.types import Params

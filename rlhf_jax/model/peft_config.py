@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.model import hf_files
+from rlhf_jax.model.hf import files as hf_files
 
 CONFIG = "adapter_config.json"
 READ = ("peft_type", "task_type", "r", "lora_alpha", "use_rslora", "target_modules", "modules_to_save", "rlhf_jax")

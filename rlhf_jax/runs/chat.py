@@ -11,7 +11,7 @@ import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import records
-from rlhf_jax.model.hf_files import first_line
+from rlhf_jax.model.hf.files import first_line
 
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"

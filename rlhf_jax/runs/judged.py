@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import crowd_bt, dawid_skene, records
+from rlhf_jax.feedback import records
+from rlhf_jax.feedback.statistics import crowd_bt, dawid_skene
 from rlhf_jax.runs.functions import resolve_function
 
 JUDGEMENTS = ("votes", "each", "dawid_skene", "crowd_bt")

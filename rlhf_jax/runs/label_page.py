@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
-from rlhf_jax.feedback.quality import GOLD_LEAST, SAME_LEAST
+from rlhf_jax.feedback.statistics.quality import GOLD_LEAST, SAME_LEAST
 from rlhf_jax.runs import chart, label_charts
 from rlhf_jax.runs.chart import Series, number
 from rlhf_jax.runs.label_charts import Dot, dots

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import quality
-from rlhf_jax.feedback.agreement import (
+from rlhf_jax.feedback.statistics import quality
+from rlhf_jax.feedback.statistics.agreement import (
     FIRST,
     SECOND,
     TIE,
@@ -32,12 +32,12 @@ from rlhf_jax.feedback.agreement import (
     leave_one_out,
     pairwise_agreement,
 )
-from rlhf_jax.feedback.agreement_alpha import krippendorff_alpha
-from rlhf_jax.feedback.agreement_rows import PairUnits, Units, counts, couples, preferences, ratings, strengths
-from rlhf_jax.feedback.annotators import Reliability, reliability
-from rlhf_jax.feedback.quality import Judged
+from rlhf_jax.feedback.statistics.alpha import krippendorff_alpha
+from rlhf_jax.feedback.statistics.annotators import Reliability, reliability
+from rlhf_jax.feedback.statistics.quality import Judged
+from rlhf_jax.feedback.statistics.rows import PairUnits, Units, counts, couples, preferences, ratings, strengths
 from rlhf_jax.feedback.store import open_store
-from rlhf_jax.feedback.store_read import annotators, judged
+from rlhf_jax.feedback.store.read import annotators, judged
 from rlhf_jax.runs import label_page
 
 LEAST_SHARED = 10

@@ -7,8 +7,9 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.model import hf, hf_files, lora, peft, transformer
+from rlhf_jax.model import hf, lora, peft, transformer
 from rlhf_jax.model.config import ModelConfig
+from rlhf_jax.model.hf import files as hf_files
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.types import Params
 

@@ -7,9 +7,11 @@ from jax.sharding import AbstractMesh
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import records
-from rlhf_jax.model import cost, hf_config, hf_files, lora, peft, peft_config
+from rlhf_jax.model import cost, lora, peft, peft_config
 from rlhf_jax.model.config import ModelConfig
 from rlhf_jax.model.cost import Specs
+from rlhf_jax.model.hf import config as hf_config
+from rlhf_jax.model.hf import files as hf_files
 from rlhf_jax.runs import data, models, settings
 
 ADAM = 2

@@ -14,11 +14,12 @@ from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from rlhf_jax.feedback import server, server_run
-from rlhf_jax.feedback.assign import Rules
+from rlhf_jax.feedback.server import app as server
+from rlhf_jax.feedback.server import run as server_run
 from rlhf_jax.feedback.store import open_store
-from rlhf_jax.feedback.store_add import add_annotator, add_items
-from rlhf_jax.feedback.store_read import judgements
+from rlhf_jax.feedback.store.add import add_annotator, add_items
+from rlhf_jax.feedback.store.assign import Rules
+from rlhf_jax.feedback.store.read import judgements
 
 PLAIN = Rules(gold_rate=0.0, repeat_rate=0.0)
 FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking

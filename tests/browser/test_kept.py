@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from rlhf_jax.feedback.assign_gold import pause, resume
 from rlhf_jax.feedback.store import open_store
-from rlhf_jax.feedback.store_add import NewItem
+from rlhf_jax.feedback.store.add import NewItem
+from rlhf_jax.feedback.store.gold import pause, resume
 from tests.browser.driving import Site, until
 
 pytestmark = pytest.mark.browser

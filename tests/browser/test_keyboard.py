@@ -5,9 +5,9 @@ import itertools
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from rlhf_jax.feedback.server import Settings
-from rlhf_jax.feedback.store_add import NewItem
-from rlhf_jax.feedback.store_verdict import Axis
+from rlhf_jax.feedback.server.app import Settings
+from rlhf_jax.feedback.store.add import NewItem
+from rlhf_jax.feedback.store.verdict import Axis
 
 pytestmark = pytest.mark.browser
 

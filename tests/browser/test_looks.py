@@ -3,7 +3,7 @@
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from rlhf_jax.feedback.store_add import NewItem
+from rlhf_jax.feedback.store.add import NewItem
 
 pytestmark = pytest.mark.browser
 

@@ -6,8 +6,8 @@ import urllib.request
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from rlhf_jax.feedback.server_page import page_files
-from rlhf_jax.feedback.store_add import NewItem
+from rlhf_jax.feedback.server.files import page_files
+from rlhf_jax.feedback.store.add import NewItem
 from tests.browser.driving import until
 
 pytestmark = pytest.mark.browser

@@ -15,9 +15,10 @@ ROOT = Path(__file__).parent.parent.parent
 SERVE = """
 import sys
 import rlhf_jax
-from rlhf_jax.feedback import server, server_run
+from rlhf_jax.feedback.server import app as server
+from rlhf_jax.feedback.server import run as server_run
 from rlhf_jax.feedback.store import open_store
-from rlhf_jax.feedback.store_add import NewItem, add_annotator, add_items
+from rlhf_jax.feedback.store.add import NewItem, add_annotator, add_items
 
 con = open_store(sys.argv[1])
 add_items(con, [NewItem("Question", ["a", "b"])])

@@ -14,12 +14,13 @@ import reward_model
 from starlette.testclient import TestClient
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import formats, server_run
+from rlhf_jax.feedback import formats
 from rlhf_jax.feedback.records import Comparison, Rating, as_messages
-from rlhf_jax.feedback.server import Settings, app
+from rlhf_jax.feedback.server import run as server_run
+from rlhf_jax.feedback.server.app import Settings, app
 from rlhf_jax.feedback.store import open_store
-from rlhf_jax.feedback.store_add import annotator_of
-from rlhf_jax.feedback.store_read import annotators
+from rlhf_jax.feedback.store.add import annotator_of
+from rlhf_jax.feedback.store.read import annotators
 from rlhf_jax.types import Sampling
 from tests.experiments.conftest import PROMPT, RESPONSE, lines, write
 

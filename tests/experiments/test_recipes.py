@@ -15,7 +15,8 @@ import pytest
 import reward_model
 import sft
 
-from rlhf_jax.model import hf, hf_config, transformer
+from rlhf_jax.model import hf, transformer
+from rlhf_jax.model.hf import config as hf_config
 from rlhf_jax.playground import tokenizer
 from rlhf_jax.runs import config
 from rlhf_jax.runs.ppo_settings import PPO

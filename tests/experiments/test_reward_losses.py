@@ -11,7 +11,8 @@ import reward_model
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import formats, records, simulate
-from rlhf_jax.model import heads, hf, hf_config
+from rlhf_jax.model import heads, hf
+from rlhf_jax.model.hf import config as hf_config
 from rlhf_jax.runs import config, dry_run
 from rlhf_jax.runs.ppo_settings import Reward
 from rlhf_jax.runs.reward_settings import Judging

@@ -14,11 +14,11 @@ import rounds_parts as parts
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import formats
-from rlhf_jax.feedback.assign import Rules, next_task
 from rlhf_jax.feedback.records import Comparison, as_messages
 from rlhf_jax.feedback.store import open_store
-from rlhf_jax.feedback.store_add import NewItem, add_annotator, add_guideline, add_items, annotator_of
-from rlhf_jax.feedback.store_judge import Asked, Words, submit
+from rlhf_jax.feedback.store.add import NewItem, add_annotator, add_guideline, add_items, annotator_of
+from rlhf_jax.feedback.store.assign import Rules, next_task
+from rlhf_jax.feedback.store.judge import Asked, Words, submit
 from rlhf_jax.runs.ppo_settings import Reward
 from tests.experiments.conftest import PROMPT, RESPONSE, TEXT, lines
 

@@ -4,11 +4,11 @@ import json
 import sqlite3
 from pathlib import Path
 
-from rlhf_jax.feedback.assign import Rules, next_task
 from rlhf_jax.feedback.store import open_store
-from rlhf_jax.feedback.store_add import NewItem, add_annotator, add_guideline, add_items
-from rlhf_jax.feedback.store_judge import Asked, Words, submit
-from rlhf_jax.feedback.store_verdict import Axis
+from rlhf_jax.feedback.store.add import NewItem, add_annotator, add_guideline, add_items
+from rlhf_jax.feedback.store.assign import Rules, next_task
+from rlhf_jax.feedback.store.judge import Asked, Words, submit
+from rlhf_jax.feedback.store.verdict import Axis
 
 PLAIN = Rules(gold_rate=0, repeat_rate=0)
 AXES = (Axis("helpful", "?"), Axis("honest", "?", required=False))

@@ -10,10 +10,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SERVE = """
 import json, sys
-from rlhf_jax.feedback.assign import Rules
-from rlhf_jax.feedback.server import app
-from rlhf_jax.feedback.server_run import bind, link, serve
-from rlhf_jax.feedback.server_settings import Settings
+from rlhf_jax.feedback.store.assign import Rules
+from rlhf_jax.feedback.server.app import app
+from rlhf_jax.feedback.server.run import bind, link, serve
+from rlhf_jax.feedback.server.settings import Settings
 
 db, port, rules = sys.argv[1], int(sys.argv[2]), Rules(**json.loads(sys.argv[3]))
 listening = bind(port=port)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback.agreement import (
+from rlhf_jax.feedback.records import Comparison, as_messages
+from rlhf_jax.feedback.statistics.agreement import (
     accuracy_bound,
     annotator_ceiling,
     cohen_kappa,
@@ -14,7 +15,6 @@ from rlhf_jax.feedback.agreement import (
     pairwise_agreement,
     verdicts,
 )
-from rlhf_jax.feedback.records import Comparison, as_messages
 
 
 def judged(annotator, ranks, responses=("a", "b"), **fields):

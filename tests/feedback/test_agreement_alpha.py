@@ -6,8 +6,8 @@ import pytest
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import formats
-from rlhf_jax.feedback.agreement import cohen_kappa, fleiss_kappa
-from rlhf_jax.feedback.agreement_alpha import krippendorff_alpha
+from rlhf_jax.feedback.statistics.agreement import cohen_kappa, fleiss_kappa
+from rlhf_jax.feedback.statistics.alpha import krippendorff_alpha
 
 
 def units(table):

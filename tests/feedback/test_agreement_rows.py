@@ -1,9 +1,9 @@
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import agreement_rows
-from rlhf_jax.feedback.agreement import FIRST, SECOND, TIE, cohen_kappa
-from rlhf_jax.feedback.quality import Judged
+from rlhf_jax.feedback.statistics import rows as agreement_rows
+from rlhf_jax.feedback.statistics.agreement import FIRST, SECOND, TIE, cohen_kappa
+from rlhf_jax.feedback.statistics.quality import Judged
 
 ROWS = [
     Judged("x", "p", "pair", {"strength": -2}, (1, 0)),

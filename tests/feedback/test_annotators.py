@@ -6,9 +6,9 @@ import pytest
 from scipy.special import expit
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import annotators, dawid_skene
-from rlhf_jax.feedback.agreement import FIRST, SECOND, TIE
 from rlhf_jax.feedback.records import Comparison, as_messages, votes
+from rlhf_jax.feedback.statistics import annotators, dawid_skene
+from rlhf_jax.feedback.statistics.agreement import FIRST, SECOND, TIE
 
 
 def judged(annotator, ranks, prompt="q", responses=("a", "b"), **fields):

@@ -8,14 +8,14 @@ from collections import Counter
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback.assign import Rules, kinds_of_place, next_task
-from rlhf_jax.feedback.assign_gold import gold_accuracy, notice, pause, resume
-from rlhf_jax.feedback.assign_progress import progress
-from rlhf_jax.feedback.quality import self_consistency
+from rlhf_jax.feedback.statistics.quality import self_consistency
 from rlhf_jax.feedback.store import open_store
-from rlhf_jax.feedback.store_add import NewItem, add_annotator, add_items
-from rlhf_jax.feedback.store_judge import Conflict, last_word, save_draft, undo
-from rlhf_jax.feedback.store_read import judged, judgements
+from rlhf_jax.feedback.store.add import NewItem, add_annotator, add_items
+from rlhf_jax.feedback.store.assign import Rules, kinds_of_place, next_task
+from rlhf_jax.feedback.store.gold import gold_accuracy, notice, pause, resume
+from rlhf_jax.feedback.store.judge import Conflict, last_word, save_draft, undo
+from rlhf_jax.feedback.store.progress import progress
+from rlhf_jax.feedback.store.read import judged, judgements
 from tests.feedback.judging import PLAIN, asked, judge_all, pairs, say, shown, store
 
 TIE = {"strength": 0}
@@ -402,7 +402,7 @@ SKIPS = """SELECT count(*) FROM current_judgement AS said JOIN assignment ON ass
 
 
 def say_at(con, who, task, verdict, now):
-    from rlhf_jax.feedback.store_judge import Words, submit
+    from rlhf_jax.feedback.store.judge import Words, submit
 
     return submit(con, who, task["id"], Words(verdict), asked(con), PLAIN, now=now)
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import axes, formats, importers_ratings
+from rlhf_jax.feedback import axes, formats
+from rlhf_jax.feedback.importers import ratings as importers_ratings
 from rlhf_jax.feedback.records import Rating, as_messages
 from tests.feedback.published import AXES, LABELS, RATED, ULTRA, aspect, tree
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import expit
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import bradley_terry
+from rlhf_jax.feedback.statistics import bradley_terry
 
 
 def test_two_items_have_a_closed_form():

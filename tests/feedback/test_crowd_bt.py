@@ -6,7 +6,7 @@ from scipy.special import expit
 from scipy.stats import kendalltau
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import bradley_terry, crowd_bt, crowd_bt_pairs
+from rlhf_jax.feedback.statistics import bradley_terry, crowd_bt, crowd_bt_pairs
 
 OBJECTIVES = [(crowd_bt.objective, 1), (crowd_bt.objective_with_position, 2)]
 

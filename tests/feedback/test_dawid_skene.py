@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import dawid_skene
+from rlhf_jax.feedback.statistics import dawid_skene
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import exports, formats, formats_export
+from rlhf_jax.feedback import formats
+from rlhf_jax.feedback.formats import exports
+from rlhf_jax.feedback.formats import write as formats_export
 from rlhf_jax.feedback.records import Comparison, Demonstration, Pair, Prompt, Rating, as_messages, pairs, ranking
 from tests.feedback.published import ROWS, assistant, user
 

@@ -1,7 +1,8 @@
 import pytest
 
-from rlhf_jax.feedback import importers, importers_own
-from rlhf_jax.feedback.importers import BadRow
+from rlhf_jax.feedback.importers import dialogues as importers
+from rlhf_jax.feedback.importers import own as importers_own
+from rlhf_jax.feedback.importers.dialogues import BadRow
 
 
 def reason_of(function, row, **keywords):

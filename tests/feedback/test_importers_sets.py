@@ -5,9 +5,9 @@ import json
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import formats, formats_known
-from rlhf_jax.feedback import importers_strengths as strengths
-from rlhf_jax.feedback import importers_verdicts as verdicts
+from rlhf_jax.feedback import formats
+from rlhf_jax.feedback.formats import known as formats_known
+from rlhf_jax.feedback.importers import strengths, verdicts
 from rlhf_jax.feedback.records import mix, pairs
 from tests.feedback.published import (
     ALPACA,

@@ -5,9 +5,9 @@ import pytest
 from scipy.stats import beta, binomtest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import quality
-from rlhf_jax.feedback.agreement import FIRST, SECOND, TIE
-from rlhf_jax.feedback.quality import Judged
+from rlhf_jax.feedback.statistics import quality
+from rlhf_jax.feedback.statistics.agreement import FIRST, SECOND, TIE
+from rlhf_jax.feedback.statistics.quality import Judged
 
 
 def pair(strength, *, who="x", item="1", shown=(0, 1), **fields):

@@ -7,7 +7,10 @@ import pytest
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import baselines
-from rlhf_jax.feedback import agreement, exports, formats, formats_export, leakage, records
+from rlhf_jax.feedback import formats, leakage, records
+from rlhf_jax.feedback.formats import exports
+from rlhf_jax.feedback.formats import write as formats_export
+from rlhf_jax.feedback.statistics import agreement
 
 LABELS = {(0, 0): 0, (0, 1): 1, (1, 0): 2}
 

@@ -13,14 +13,14 @@ pytest.importorskip("httpx")
 from starlette.testclient import TestClient
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback.assign import Rules
-from rlhf_jax.feedback.server import app
-from rlhf_jax.feedback.server_page import page_files
-from rlhf_jax.feedback.server_settings import AXES, FLAGS, Settings
+from rlhf_jax.feedback.server.app import app
+from rlhf_jax.feedback.server.files import page_files
+from rlhf_jax.feedback.server.settings import AXES, FLAGS, Settings
 from rlhf_jax.feedback.store import open_store
-from rlhf_jax.feedback.store_add import NewItem, add_annotator, add_items
-from rlhf_jax.feedback.store_read import judgements
-from rlhf_jax.feedback.store_verdict import Axis
+from rlhf_jax.feedback.store.add import NewItem, add_annotator, add_items
+from rlhf_jax.feedback.store.assign import Rules
+from rlhf_jax.feedback.store.read import judgements
+from rlhf_jax.feedback.store.verdict import Axis
 from tests.feedback.judging import PLAIN, pairs
 
 ORIGIN = "http://127.0.0.1:8000"

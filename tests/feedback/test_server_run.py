@@ -11,11 +11,11 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback.server import app
-from rlhf_jax.feedback.server_run import bind, link, serving
-from rlhf_jax.feedback.server_settings import Settings
+from rlhf_jax.feedback.server.app import app
+from rlhf_jax.feedback.server.run import bind, link, serving
+from rlhf_jax.feedback.server.settings import Settings
 from rlhf_jax.feedback.store import open_store
-from rlhf_jax.feedback.store_add import add_annotator, add_items
+from rlhf_jax.feedback.store.add import add_annotator, add_items
 from tests.feedback.judging import pairs
 from tests.feedback.serving import port_of, start, stop
 

@@ -13,13 +13,13 @@ pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback.quality import self_consistency
+from rlhf_jax.feedback.server.simulated import Habits, annotate, answer
 from rlhf_jax.feedback.simulate import Judge
-from rlhf_jax.feedback.simulate_http import Habits, annotate, answer
+from rlhf_jax.feedback.statistics.quality import self_consistency
 from rlhf_jax.feedback.store import open_store
-from rlhf_jax.feedback.store_add import NewItem, add_annotator, add_items
-from rlhf_jax.feedback.store_export import export, records
-from rlhf_jax.feedback.store_read import judged, judgements
+from rlhf_jax.feedback.store.add import NewItem, add_annotator, add_items
+from rlhf_jax.feedback.store.export import export, records
+from rlhf_jax.feedback.store.read import judged, judgements
 from tests.feedback.judging import pairs
 from tests.feedback.serving import port_of, start, stop
 

@@ -11,9 +11,8 @@ import pytest
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import store as store_module
-from rlhf_jax.feedback.assign import next_task
 from rlhf_jax.feedback.store import open_store, writing
-from rlhf_jax.feedback.store_add import (
+from rlhf_jax.feedback.store.add import (
     Candidate,
     NewItem,
     add_annotator,
@@ -22,8 +21,9 @@ from rlhf_jax.feedback.store_add import (
     annotator_of,
     new_token,
 )
-from rlhf_jax.feedback.store_read import annotators, judgements
-from rlhf_jax.feedback.store_schema import APPLICATION_ID, STEPS
+from rlhf_jax.feedback.store.assign import next_task
+from rlhf_jax.feedback.store.read import annotators, judgements
+from rlhf_jax.feedback.store.schema import APPLICATION_ID, STEPS
 from tests.feedback.judging import PLAIN, judge_all, pairs, say, store
 
 

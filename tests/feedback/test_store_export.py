@@ -8,13 +8,13 @@ import pytest
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import formats
-from rlhf_jax.feedback.assign import Rules, next_task
 from rlhf_jax.feedback.records import Comparison, Rating
 from rlhf_jax.feedback.store import open_store
-from rlhf_jax.feedback.store_add import Candidate, NewItem, add_annotator, add_items
-from rlhf_jax.feedback.store_export import Which, export, records
-from rlhf_jax.feedback.store_judge import undo
-from rlhf_jax.feedback.store_read import judged, judgements
+from rlhf_jax.feedback.store.add import Candidate, NewItem, add_annotator, add_items
+from rlhf_jax.feedback.store.assign import Rules, next_task
+from rlhf_jax.feedback.store.export import Which, export, records
+from rlhf_jax.feedback.store.judge import undo
+from rlhf_jax.feedback.store.read import judged, judgements
 from tests.feedback.judging import PLAIN, asked, judge_all, pairs, say, shown, store
 
 CHAT = [{"role": "user", "content": "hi \u00e9"}]
@@ -140,7 +140,7 @@ class TestFiles:
         export(con, tmp_path / "one.jsonl", form)
         back, report = formats.load(tmp_path / "one.jsonl", form.replace("conversational", "explicit"))
         assert len(back) == 5 and not report.dropped
-        from rlhf_jax.feedback.formats_export import write
+        from rlhf_jax.feedback.formats.write import write
 
         write(tmp_path / "two.jsonl", back, form)
         again, _ = formats.load(tmp_path / "two.jsonl", form.replace("conversational", "explicit"))

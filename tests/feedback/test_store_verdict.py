@@ -6,7 +6,7 @@ import pytest
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback.records import Comparison, as_messages, pairs
-from rlhf_jax.feedback.store_verdict import STRENGTHS, Axis, canonical, ranks_of
+from rlhf_jax.feedback.store.verdict import STRENGTHS, Axis, canonical, ranks_of
 
 AXES = [Axis("helpful", "?"), Axis("style", "?", low=0, high=2, required=False)]
 

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import tables
+from rlhf_jax.feedback.formats import tables
 
 BOM = b"\xef\xbb\xbf"
 

@@ -7,7 +7,8 @@ import types
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import formats, tables_hub
+from rlhf_jax.feedback import formats
+from rlhf_jax.feedback.formats import hub as tables_hub
 from rlhf_jax.runs import data
 from tests.feedback.published import AUTO_J, RATED
 

@@ -1,7 +1,7 @@
 import pytest
 
-from rlhf_jax.feedback import trl
-from rlhf_jax.feedback.rows import BadRow
+from rlhf_jax.feedback.formats import trl
+from rlhf_jax.feedback.formats.rows import BadRow
 
 
 def user(text):

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 from rlhf_jax import sharding
 from rlhf_jax.algorithms import sft
 from rlhf_jax.errors import UserError
-from rlhf_jax.model import cost, experts, hf, hf_config, lora, transformer
+from rlhf_jax.model import cost, experts, hf, lora, transformer
+from rlhf_jax.model.hf import config as hf_config
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.objectives import routing, weights
 from rlhf_jax.types import Demonstrations

@@ -11,7 +11,8 @@ import pytest
 from jax import export
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.model import hf, hf_config, transformer
+from rlhf_jax.model import hf, transformer
+from rlhf_jax.model.hf import config as hf_config
 from tests.fixtures.hf import checkpoints
 from tests.jaxprs import named
 from tests.model import decoder_oracle as oracle

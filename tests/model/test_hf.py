@@ -11,8 +11,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from rlhf_jax import sharding
-from rlhf_jax.model import heads, hf, hf_files, hf_tensors, transformer
+from rlhf_jax.model import heads, hf, transformer
 from rlhf_jax.model.config import ModelConfig, RopeScaling
+from rlhf_jax.model.hf import files as hf_files
+from rlhf_jax.model.hf import tensors as hf_tensors
 from tests.fixtures.hf import checkpoints
 
 EVERY = checkpoints.CAUSAL + checkpoints.REWARD

@@ -8,8 +8,9 @@ import re
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.model import hf, hf_config
+from rlhf_jax.model import hf
 from rlhf_jax.model.config import RopeScaling
+from rlhf_jax.model.hf import config as hf_config
 from tests.fixtures.hf import checkpoints
 from tests.model import decoder_oracle as oracle
 

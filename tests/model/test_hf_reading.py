@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from rlhf_jax import sharding
-from rlhf_jax.model import hf, hf_files, hf_place, transformer
+from rlhf_jax.model import hf, transformer
 from rlhf_jax.model.config import ModelConfig
+from rlhf_jax.model.hf import files as hf_files
+from rlhf_jax.model.hf import place as hf_place
 
 WIDE = ModelConfig(
     family="llama", vocab_size=512, d_model=64, layers=2, heads=8, kv_heads=8, head_dim=8, d_ff=128, max_positions=64,
@@ -102,7 +104,8 @@ def test_pieces_make_the_same_arrays(tmp_path, monkeypatch, dtype):
 
 MEASURE = """
 import resource, sys, jax
-from rlhf_jax.model import hf, hf_place
+from rlhf_jax.model import hf
+from rlhf_jax.model.hf import place as hf_place
 jax.block_until_ready(jax.numpy.zeros(8) + 1)
 hf_place.PIECE_BYTES, usual = 4096, hf_place.PIECE_BYTES
 hf.load(sys.argv[1])  # a first, small model: what is imported and compiled by any loading is not counted

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.model import hf, hf_files
+from rlhf_jax.model import hf
+from rlhf_jax.model.hf import files as hf_files
 from tests.fixtures.hf import checkpoints
 
 SHARDED = {"max_shard_bytes": 20_000}

@@ -17,7 +17,8 @@ from scipy.stats import norm
 from rlhf_jax import sharding
 from rlhf_jax.errors import UserError
 from rlhf_jax.generate import engine
-from rlhf_jax.model import cost, heads, hf, hf_place, lora, quantised, transformer
+from rlhf_jax.model import cost, heads, hf, lora, quantised, transformer
+from rlhf_jax.model.hf import place as hf_place
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.runs import models, settings
 from rlhf_jax.types import Sampling

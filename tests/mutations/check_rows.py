@@ -54,7 +54,7 @@ ROWS: tuple[Mutation, ...] = (
         f"{LOG} test_a_run_that_has_begun_stays_however_it_ends", "what was logged is lost with the error"),
     row("resumed-run-taken-away", "rlhf_jax/runs/log.py", "begun=() if goes_on else begun", "begun=(folder / \"config.yaml\",)",
         f"{LOG} test_a_run_that_has_begun_stays_however_it_ends", "files of an earlier run go too"),
-    row("shards-replaced-after-an-error", "rlhf_jax/model/hf_files.py", "        yield stage\n        for name in names:\n",
+    row("shards-replaced-after-an-error", "rlhf_jax/model/hf/files.py", "        yield stage\n        for name in names:\n",
         "        with contextlib.suppress(UserError):\n            yield stage\n"
         "        for name in [n for n in names if (stage / n).exists()]:\n",
         f"{SAVING} test_nan_in_the_last_shard_leaves_all_shards_as_they_were",

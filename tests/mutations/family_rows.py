@@ -6,7 +6,7 @@ ATTENTION, TRANSFORMER, ROPE, SPECS, CONFIG = (
     f"rlhf_jax/model/{name}.py" for name in ("attention", "transformer", "rope", "specs", "config")
 )
 TABLES, FAMILIES, TENSORS, LAYERS, HF_ROPE, HF_CONFIG, REFUSE = (
-    f"rlhf_jax/model/hf_{name}.py" for name in ("tables", "families", "tensors", "layers", "rope", "config", "refuse")
+    f"rlhf_jax/model/hf/{name}.py" for name in ("tables", "families", "tensors", "layers", "rope", "config", "refuse")
 )
 HF, OWN, READ = (f"tests/model/test_{name}.py" for name in ("hf", "families", "hf_families"))
 

@@ -2,7 +2,7 @@
 
 from tests.mutations.mutation import Mutation
 
-PAGE = "rlhf_jax/feedback/page"
+PAGE = "rlhf_jax/feedback/server/page"
 KEYS, KEPT = "tests/browser/test_keyboard.py", "tests/browser/test_kept.py"
 STRANGERS, LOOKS = "tests/browser/test_strangers.py", "tests/browser/test_looks.py"
 SCRIPT, DIVERSE = "tests/experiments/test_label.py", "tests/feedback/test_diverse.py"

@@ -159,7 +159,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "heads-read-in-one-box",
-        "rlhf_jax/model/hf_tensors.py",
+        "rlhf_jax/model/hf/tensors.py",
         'apart += [x for x in order[: max(partial, default=0)] if x != "c"]',
         "apart += order[:0]",
         f"{READING} tensors_that_hold_several_parameters_are_read_once",
@@ -167,7 +167,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "a-box-for-every-head",
-        "rlhf_jax/model/hf_tensors.py",
+        "rlhf_jax/model/hf/tensors.py",
         "slice(piece[x][0] - spans[x][0], piece[x][1] - spans[x][0])",
         "slice(piece[x][0], piece[x][1])",
         f"{READING} tensors_that_hold_several_parameters_are_read_once",
@@ -199,7 +199,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "weights-fetched-twice",
-        "rlhf_jax/model/hf_files.py",
+        "rlhf_jax/model/hf/files.py",
         'UNWANTED = ["*/*", "consolidated*.safetensors"]',
         'UNWANTED = ["*/*"]',
         "tests/model/test_hf.py a_hub_name_fetches_only_data",

@@ -7,7 +7,7 @@ EXPERTS, ROUTING, SFT, TRANSFORMER, COST = (
     for name in ("model/experts", "objectives/routing", "algorithms/sft", "model/transformer", "model/cost")
 )
 TABLES, FAMILIES, TENSORS, CONFIG = (
-    f"rlhf_jax/model/hf_{name}.py" for name in ("tables", "families", "tensors", "config")
+    f"rlhf_jax/model/hf/{name}.py" for name in ("tables", "families", "tensors", "config")
 )
 OWN = "tests/model/test_experts.py::test"
 LOOP = f"{OWN}_experts_are_those_of_a_loop"

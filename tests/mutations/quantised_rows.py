@@ -3,7 +3,7 @@
 from tests.mutations.mutation import Mutation
 
 QUANTISED, TRANSFORMER, EXPERTS, LORA, COST, PLACE = (
-    f"rlhf_jax/model/{name}.py" for name in ("quantised", "transformer", "experts", "lora", "cost", "hf_place")
+    f"rlhf_jax/model/{name}.py" for name in ("quantised", "transformer", "experts", "lora", "cost", "hf/place")
 )
 MODEL, SCRIPT = (f"tests/{name}/test_quantised.py::test" for name in ("model", "experiments"))
 
@@ -43,7 +43,7 @@ ROWS: tuple[Mutation, ...] = (
     row("merge-of-integers", LORA, "matrix = quantised.plain(params[path])\n",
         "matrix = getattr(params[path], \"qvalue\", params[path])\n", "scales left out of a merge",
         f"{MODEL}_an_adapter_adds_to_a_quantised_base_and_a_merge_is_their_sum[llama-int8]"),
-    row("whole-matrix-read", "rlhf_jax/model/hf.py",
+    row("whole-matrix-read", "rlhf_jax/model/hf/__init__.py",
         "hf_place.build_each(spec.shape, wanted, place, read, axis, quantise)",
         "quantise(hf_place.build(spec.shape, wanted, place and place(spec.shape), read, axis))",
         "a whole stack of floats on the device", f"{MODEL}_a_model_is_quantised_as_it_is_read_a_layer_at_a_time[llama-int8]"),
@@ -64,6 +64,6 @@ ROWS: tuple[Mutation, ...] = (
         "integers handed to the optimizer", f"{SCRIPT}_a_whole_model_is_not_trained_on_a_quantised_base"),
     row("dry-run-in-floats", "rlhf_jax/runs/dry_run.py", "return quantised.specs(specs, cfg.compute.base)", "return specs",
         "a dry run that reckons 32 bits", f"{SCRIPT}_a_dry_run_counts_the_small_base[int8-8-False]"),
-    row("extra-not-checked", "rlhf_jax/model/hf.py", "    quantised.check(held)\n", "", "an import error from deep inside",
-        f"{MODEL}_an_unknown_kind_and_a_missing_library_are_told"),
+    row("extra-not-checked", "rlhf_jax/model/hf/__init__.py", "    quantised.check(held)\n", "",
+        "an import error from deep inside", f"{MODEL}_an_unknown_kind_and_a_missing_library_are_told"),
 )

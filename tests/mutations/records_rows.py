@@ -29,7 +29,7 @@ ROWS = (
     ),
     row(
         "auto-j-label",
-        "importers_verdicts",
+        "importers/verdicts",
         "AUTO_J = {0: FIRST, 1: SECOND, 2: TIE}",
         "AUTO_J = {0: TIE, 1: FIRST, 2: SECOND}",
         "test_importers_sets.py::test_which_label_means_which_response",
@@ -37,7 +37,7 @@ ROWS = (
     ),
     row(
         "shp-label",
-        "importers_strengths",
+        "importers/strengths",
         "SHP = {1: FIRST, 0: SECOND}",
         "SHP = {0: FIRST, 1: SECOND}",
         "test_importers_sets.py::test_which_label_means_which_response",
@@ -45,7 +45,7 @@ ROWS = (
     ),
     row(
         "sign",
-        "rows",
+        "formats/rows",
         "return FIRST if strength < 0 else SECOND if strength > 0 else TIE",
         "return FIRST if strength > 0 else SECOND if strength < 0 else TIE",
         "test_importers_sets.py::test_which_label_means_which_response",
@@ -53,7 +53,7 @@ ROWS = (
     ),
     row(
         "webgpt-sign",
-        "importers_strengths",
+        "importers/strengths",
         "by_sign(second - first)",
         "by_sign(first - second)",
         "test_importers_sets.py::test_webgpt_scores",
@@ -61,7 +61,7 @@ ROWS = (
     ),
     row(
         "arena-diverge",
-        "importers_verdicts",
+        "importers/verdicts",
         "    if first[:-1] != second[:-1]:",
         "    if len(first) != len(second):",
         "test_importers_sets.py::test_arena_needs_one_prompt_that_both_continue",
@@ -69,7 +69,7 @@ ROWS = (
     ),
     row(
         "alpaca-zero",
-        "importers_verdicts",
+        "importers/verdicts",
         "    value = value or 1.5\n",
         "",
         "test_importers_sets.py::test_which_label_means_which_response",
@@ -77,7 +77,7 @@ ROWS = (
     ),
     row(
         "ai-labels",
-        "importers_ratings",
+        "importers/ratings",
         '"source_kind": "ai"}',
         '"source_kind": "human"}',
         "test_importers_sets.py::test_who_judged",
@@ -85,7 +85,7 @@ ROWS = (
     ),
     row(
         "mail",
-        "rows",
+        "formats/rows",
         'if "@" in name else name',
         'if "@@" in name else name',
         "test_importers_sets.py::test_label_studio_annotators_are_pseudonyms",
@@ -165,7 +165,7 @@ ROWS = (
     ),
     row(
         "implicit-length",
-        "exports",
+        "formats/exports",
         '"prompt_length": len(asked)',
         '"prompt_length": len(asked.strip())',
         "test_exports.py::test_explicit_to_implicit_to_explicit_is_the_identity",
@@ -173,7 +173,7 @@ ROWS = (
     ),
     row(
         "tie-as-pair",
-        "exports",
+        "formats/exports",
         "            if pair.tie or pair.label == 0.5:\n",
         "            if pair.label < 0:\n",
         "test_exports.py::test_pairs_of_a_set_and_what_is_left_out",
@@ -181,7 +181,7 @@ ROWS = (
     ),
     row(
         "groups",
-        "formats_export",
+        "formats/write",
         "    if not include_groups:\n",
         "    if include_groups:\n",
         "test_exports.py::test_who_the_annotators_are_stays_out_unless_asked_for",
@@ -189,7 +189,7 @@ ROWS = (
     ),
     row(
         "groups-deep",
-        "formats_export",
+        "formats/write",
         "            found[name] = _deep(value, left)\n",
         "            found[name] = value\n",
         "test_exports.py::test_who_the_annotators_are_stays_out_unless_asked_for",
@@ -197,7 +197,7 @@ ROWS = (
     ),
     row(
         "manifest-kinds",
-        "formats_export",
+        "formats/write",
         '"source_kinds": records.mix(judged),',
         '"source_kinds": records.mix(everything),',
         "test_exports.py::test_the_manifest",
@@ -205,7 +205,7 @@ ROWS = (
     ),
     row(
         "provenance",
-        "formats_read",
+        "formats/read",
         'record.meta.setdefault("provenance", provenance)',
         'record.meta["provenance"] = provenance',
         "test_exports.py::test_raw_comparisons_and_ratings_come_back_whole",
@@ -213,7 +213,7 @@ ROWS = (
     ),
     row(
         "hub-sha",
-        "formats_read",
+        "formats/read",
         'seen.update(json.dumps(row.value, sort_keys=True).encode() + b"\\n")',
         'seen.update(b"\\n")',
         "test_tables_hub.py::test_a_data_set_is_read_like_a_file",
@@ -221,7 +221,7 @@ ROWS = (
     ),
     row(
         "raw-mixed",
-        "formats_read",
+        "formats/read",
         '        del counts["rating"]\n',
         '        del counts["comparison"]\n',
         "test_exports.py::test_a_raw_file_may_hold_comparisons_and_ratings",

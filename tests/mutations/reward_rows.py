@@ -297,7 +297,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "names-not-saved",
-        "rlhf_jax/model/hf_config.py",
+        "rlhf_jax/model/hf/config.py",
         "names = cfg.axis_names or _unnamed(cfg.axes)",
         "names = _unnamed(cfg.axes)",
         f"{SCRIPT} TestAxes::names_stand_in_config_json_where_transformers_has_labels",

@@ -2,10 +2,11 @@
 
 from tests.mutations.mutation import Mutation
 
-FEEDBACK = "rlhf_jax/feedback/"
-ALPHA, ROWS_OF, SKENE = FEEDBACK + "agreement_alpha.py", FEEDBACK + "agreement_rows.py", FEEDBACK + "dawid_skene.py"
-BT, CROWD, PAIRS = FEEDBACK + "bradley_terry.py", FEEDBACK + "crowd_bt.py", FEEDBACK + "crowd_bt_pairs.py"
-PEOPLE, QUALITY, CHOICE = FEEDBACK + "annotators.py", FEEDBACK + "quality.py", FEEDBACK + "selection.py"
+ALPHA, ROWS_OF, SKENE, BT, CROWD, PAIRS, PEOPLE, QUALITY = (
+    f"rlhf_jax/feedback/statistics/{name}.py"
+    for name in ("alpha", "rows", "dawid_skene", "bradley_terry", "crowd_bt", "crowd_bt_pairs", "annotators", "quality")
+)
+CHOICE = "rlhf_jax/feedback/selection.py"
 REPORT, PAGE, CHARTS = (f"rlhf_jax/runs/label_{name}.py" for name in ("report", "page", "charts"))
 
 

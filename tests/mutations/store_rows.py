@@ -10,7 +10,7 @@ STORE, VERDICT, ASSIGN, EXPORT, SERVER, RUN, HTTP = (
 
 
 def row(id: str, file: str, find: str, replace: str, tests: str, reason: str) -> Mutation:
-    """`file` without folder; `tests` is "FILE name …"."""
+    """`file` below feedback/; `tests` is "FILE name …"."""
     path, *names = tests.split()
     return Mutation(f"store-{id}", 0, f"{HERE}{file}", find, replace, tuple(f"{path}::{n}" for n in names), reason)
 
@@ -19,7 +19,7 @@ ROWS: tuple[Mutation, ...] = (
     # The file.
     row(
         "no-guards",
-        "store_schema.py",
+        "store/schema.py",
         "tuple[str, ...], ...] = (TABLES, GUARDS)",
         "tuple[str, ...], ...] = (TABLES, ())",
         f"{STORE} TestNothingIsEverLost::test_the_file_itself_refuses",
@@ -27,7 +27,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "replace-unseen",
-        "store_schema.py",
+        "store/schema.py",
         "BEFORE INSERT ON judgement\n        WHEN EXISTS (",
         "BEFORE INSERT ON judgement\n        WHEN 0 AND EXISTS (",
         f"{STORE} TestNothingIsEverLost::test_the_file_itself_refuses",
@@ -35,7 +35,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "superseding-another-task",
-        "store_schema.py",
+        "store/schema.py",
         "IS NOT NEW.assignment_id",
         "IS NULL",
         f"{STORE} TestNothingIsEverLost::test_a_task_has_one_first_word_and_one_word_after_each",
@@ -43,7 +43,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "half-a-transaction",
-        "store.py",
+        "store/__init__.py",
         'con.execute("ROLLBACK")',
         'con.execute("COMMIT")',
         f"{STORE} TestNothingIsEverLost::test_an_error_takes_the_whole_transaction_back",
@@ -51,7 +51,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "half-a-migration",
-        "store.py",
+        "store/__init__.py",
         "                con.execute(statement)\n",
         '                con.execute(statement)\n                con.execute("COMMIT")\n                con.execute("BEGIN")\n',
         f"{STORE} TestMigration::test_a_step_that_fails_leaves_the_old_file",
@@ -59,7 +59,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "migrated-from-the-start",
-        "store.py",
+        "store/__init__.py",
         "in range(_version(con), len(STEPS))",
         "in range(len(STEPS) - 1, len(STEPS))",
         f"{STORE} TestTheFile::test_is_made_with_a_log_checks_and_a_version",
@@ -67,7 +67,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "newer-file",
-        "store.py",
+        "store/__init__.py",
         "if _version(con) > len(STEPS):",
         "if _version(con) > len(STEPS) + 9:",
         f"{STORE} TestTheFile::test_a_newer_file_is_not_touched",
@@ -75,7 +75,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "foreign-file",
-        "store.py",
+        "store/__init__.py",
         "if owner != APPLICATION_ID and (owner or tables):",
         "if owner != APPLICATION_ID and owner:",
         f"{STORE} TestTheFile::test_another_programs_database_is_left_alone",
@@ -83,7 +83,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "readable-by-all",
-        "store.py",
+        "store/__init__.py",
         "0o600",
         "0o644",
         f"{STORE} TestTheFile::test_is_its_owners_only",
@@ -91,7 +91,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "power-cut",
-        "store.py",
+        "store/__init__.py",
         '"synchronous=FULL"',
         '"synchronous=NORMAL"',
         f"{STORE} TestTheFile::test_is_made_with_a_log_checks_and_a_version",
@@ -99,7 +99,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "target-shrinks",
-        "store_add.py",
+        "store/add.py",
         "SET target_n = max(target_n, excluded.target_n)",
         "SET target_n = excluded.target_n",
         f"{STORE} TestAdding::test_the_same_again_changes_nothing_and_a_larger_target_counts",
@@ -107,7 +107,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "token-stored",
-        "store_add.py",
+        "store/add.py",
         "hashlib.sha256(token.encode()).hexdigest()",
         "token",
         f"{STORE} TestTokens::test_only_a_hash_is_stored",
@@ -115,7 +115,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "any-secret",
-        "store_add.py",
+        "store/add.py",
         "return row if row and same else None",
         "return row",
         f"{STORE} TestTokens::test_opens_for_its_owner_only",
@@ -124,7 +124,7 @@ ROWS: tuple[Mutation, ...] = (
     # What was said.
     row(
         "not-depermuted",
-        "store_verdict.py",
+        "store/verdict.py",
         "strength if tuple(shown) == (0, 1) else -strength",
         "strength",
         f"{VERDICT} test_a_pairs_strength_does_not_depend_on_the_order",
@@ -132,7 +132,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "ranks-permuted-back-wrongly",
-        "store_verdict.py",
+        "store/verdict.py",
         "own[place] = dense[rank]",
         "own[ranks.index(rank)] = dense[rank]",
         f"{VERDICT} test_a_rankings_ranks_do_not_depend_on_the_order",
@@ -140,7 +140,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "sparse-ranks",
-        "store_verdict.py",
+        "store/verdict.py",
         "own[place] = dense[rank]",
         "own[place] = rank",
         f"{VERDICT} test_competition_ranks_are_made_dense",
@@ -148,7 +148,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "required-axis",
-        "store_verdict.py",
+        "store/verdict.py",
         "if axis.required and axis.name not in ratings]",
         "if False]",
         f"{SERVER} TestVerdicts::test_a_required_axis_that_is_missing_stores_nothing",
@@ -156,7 +156,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "true-is-one",
-        "store_verdict.py",
+        "store/verdict.py",
         "type(strength) is not int",
         "not isinstance(strength, int)",
         f"{VERDICT} test_anything_else_is_refused_in_one_line",
@@ -164,7 +164,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "stored-twice",
-        "store_judge.py",
+        "store/judge.py",
         'if last is not None and last["said"] == said:',
         "if last is None:",
         f"{ASSIGN} TestTheSameWordsTwice::test_are_stored_once",
@@ -172,7 +172,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "undo-erases-nothing",
-        "store_schema.py",
+        "store/schema.py",
         "WHERE kind != 'undo'\n        AND NOT EXISTS",
         "WHERE kind != 'undo'\n        OR EXISTS",
         f"{ASSIGN} TestUndo::test_supersedes_and_the_last_word_counts",
@@ -180,7 +180,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "undo-of-anothers",
-        "store_judge.py",
+        "store/judge.py",
         "\"WHERE annotator_id = ? AND state != 'open' ORDER BY said.id DESC LIMIT 1\"",
         "\"WHERE (annotator_id = ? OR 1) AND state != 'open' ORDER BY said.id DESC LIMIT 1\"",
         f"{ASSIGN} TestUndo::test_is_of_ones_own_words_only",
@@ -188,7 +188,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "anybodys-task",
-        "store_judge.py",
+        "store/judge.py",
         '"SELECT * FROM assignment WHERE id = ? AND annotator_id = ?"',
         "\"SELECT * FROM assignment WHERE id = ? AND annotator_id IS NOT ? || 'x'\"",
         f"{SERVER} TestTokens::test_one_person_reaches_nothing_of_anothers",
@@ -196,7 +196,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "late-draft",
-        "store_judge.py",
+        "store/judge.py",
         'if _own(con, who, assignment)["state"] != "open":',
         "if _own(con, who, assignment) is None:",
         f"{SERVER} TestUndoAndDrafts::test_a_late_draft_is_not_kept",
@@ -205,7 +205,7 @@ ROWS: tuple[Mutation, ...] = (
     # Who gets what.
     row(
         "lease-of-nobody",
-        "assign.py",
+        "store/assign.py",
         "OR (other.state = 'open' AND other.leased_until > :now))",
         "OR other.state = 'none')",
         f"{ASSIGN} TestOverlap::test_a_lease_holds_the_last_place_until_it_ends",
@@ -213,7 +213,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "lease-for-ever",
-        "assign.py",
+        "store/assign.py",
         "other.state = 'open' AND other.leased_until > :now",
         "other.state = 'open'",
         f"{ASSIGN} TestOverlap::test_a_lease_holds_the_last_place_until_it_ends",
@@ -221,7 +221,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "late-and-too-many",
-        "store_judge.py",
+        "store/judge.py",
         "if not holds(con, task, now=stamp):",
         "if False:",
         f"{ASSIGN} TestOverlap::test_a_lease_holds_the_last_place_until_it_ends",
@@ -229,7 +229,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "skip-takes-a-place",
-        "assign.py",
+        "store/assign.py",
         "(other.state = 'judged' OR (",
         "(other.state != 'open' OR (",
         f"{ASSIGN} TestOverlap::test_a_skip_leaves_the_place_to_somebody_else",
@@ -237,7 +237,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "same-order-for-all",
-        "assign.py",
+        "store/assign.py",
         "shuffle(shown)",
         "shuffle([])",
         f"{ASSIGN} TestTheOrderShown::test_is_a_fair_coin_and_is_recorded",
@@ -245,7 +245,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "repeat-in-the-same-order",
-        "assign.py",
+        "store/assign.py",
         'json.loads(first["shown"])[::-1]',
         'json.loads(first["shown"])',
         f"{ASSIGN} TestRepeats::test_show_the_opposite_order_once_and_not_too_soon",
@@ -253,7 +253,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "repeat-too-soon",
-        "assign.py",
+        "store/assign.py",
         "place - rules.repeat_gap)",
         "place)",
         f"{ASSIGN} TestRepeats::test_show_the_opposite_order_once_and_not_too_soon",
@@ -261,7 +261,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "total-tells-of-gold",
-        "assign_progress.py",
+        "store/progress.py",
         'if kind == "gold" and gold:',
         "if False:",
         f"{ASSIGN} TestGold::test_stays_hidden_from_the_total",
@@ -269,7 +269,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "never-paused",
-        "assign_gold.py",
+        "store/gold.py",
         "if share.high is not None and share.high < rules.pause_below:",
         "if share.n > 10**9:",
         f"{ASSIGN} TestGold::test_pauses_who_answers_at_random_and_not_who_is_right",
@@ -277,7 +277,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "paused-by-chance",
-        "assign_gold.py",
+        "store/gold.py",
         "if share.high is not None and share.high < rules.pause_below:",
         "if share.low is not None and share.low < rules.pause_below:",
         f"{ASSIGN} TestGold::test_pauses_who_answers_at_random_and_not_who_is_right",
@@ -285,7 +285,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "resume-remembers",
-        "assign_gold.py",
+        "store/gold.py",
         ", gold_from = (SELECT coalesce(max(id), 0) FROM judgement)",
         "",
         f"{ASSIGN} TestGold::test_pause_and_resume_by_hand_begin_the_count_anew",
@@ -294,7 +294,7 @@ ROWS: tuple[Mutation, ...] = (
     # The door.
     row(
         "any-host",
-        "server_guard.py",
+        "server/guard.py",
         "if len(given) != 1 or host_name(given[0]) not in allowed:",
         "if len(given) != 1:",
         f"{SERVER} TestOtherSites::test_only_known_hosts_are_answered",
@@ -302,7 +302,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "host-by-prefix",
-        "server_guard.py",
+        "server/guard.py",
         "re.fullmatch(",
         "re.match(",
         f"{SERVER} TestOtherSites::test_only_known_hosts_are_answered",
@@ -310,7 +310,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "any-origin",
-        "server_guard.py",
+        "server/guard.py",
         "if foreign or any(",
         "if any(",
         f"{SERVER} TestOtherSites::test_may_not_post",
@@ -318,7 +318,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "no-origin-of-fetch",
-        "server_guard.py",
+        "server/guard.py",
         "if foreign or any(",
         "if foreign or all(",
         f"{SERVER} TestOtherSites::test_may_not_post",
@@ -326,7 +326,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "body-without-end",
-        "server_guard.py",
+        "server/guard.py",
         "while more and len(body) <= max_body and",
         "while more and",
         f"{SERVER} TestLimits::test_a_body_without_end_is_not_read_to_its_end",
@@ -334,7 +334,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "framed",
-        "server_guard.py",
+        "server/guard.py",
         "frame-ancestors 'none'; ",
         "",
         f"{SERVER} TestThePage::test_every_answer_has_the_headers",
@@ -342,7 +342,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "headers-outside",
-        "server_guard.py",
+        "server/guard.py",
         "with_headers(only_hosts(same_origin(limited(app, max_body=max_body)), hosts=hosts))",
         "only_hosts(with_headers(same_origin(limited(app, max_body=max_body))), hosts=hosts)",
         f"{SERVER} TestThePage::test_every_answer_has_the_headers",
@@ -350,7 +350,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "report-for-all",
-        "server.py",
+        "server/app.py",
         'if not who["admin"]:',
         'if who["paused"]:',
         f"{SERVER} TestTokens::test_the_report_is_for_admins",
@@ -358,7 +358,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "form-posts",
-        "server.py",
+        "server/app.py",
         '!= "application/json":',
         '== "text/html":',
         f"{SERVER} TestOtherSites::test_a_form_may_not_post",
@@ -366,7 +366,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "unknown-fields",
-        "server_body.py",
+        "server/body.py",
         "sorted(given.keys() - {*required, *optional})",
         "[]",
         f"{SERVER} TestLimits::test_what_is_malformed_is_told_in_one_line_and_not_stored",
@@ -374,7 +374,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "long-rationale",
-        "server_body.py",
+        "server/body.py",
         " or len(rationale) > MAX_RATIONALE",
         "",
         f"{SERVER} TestLimits::test_what_is_malformed_is_told_in_one_line_and_not_stored",
@@ -382,7 +382,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "deep-json",
-        "server_body.py",
+        "server/body.py",
         "except (ValueError, RecursionError) as error:",
         "except ValueError as error:",
         f"{SERVER} TestLimits::test_what_is_malformed_is_told_in_one_line_and_not_stored",
@@ -390,7 +390,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "every-interface",
-        "server_run.py",
+        "server/run.py",
         "and not every_interface:",
         "and every_interface:",
         f"{RUN} test_every_interface_needs_the_flag",
@@ -398,7 +398,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "visitors-logged",
-        "server_run.py",
+        "server/run.py",
         'log_level="warning",\n            access_log=False',
         'log_level="info",\n            access_log=True',
         f"{RUN} test_a_real_server_says_nothing_of_its_visitors_and_ends_on_a_signal",
@@ -407,7 +407,7 @@ ROWS: tuple[Mutation, ...] = (
     # What leaves.
     row(
         "groups-for-all",
-        "store_export.py",
+        "store/export.py",
         'if include_groups and row["groups"] is not None',
         'if row["groups"] is not None',
         f"{EXPORT} TestFiles::test_groups_and_names_stay_unless_asked_for TestRecords::test_groups_are_not_even_in_the_records",
@@ -415,7 +415,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "gold-is-data",
-        "store_export.py",
+        "store/export.py",
         'if row["gold"] is not None and not which.gold:',
         'if row["gold"] is None and which.gold:',
         f"{EXPORT} TestRecords::test_what_is_skipped_undone_flagged_gold_or_repeated_is_left_out",
@@ -423,7 +423,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "simulated-people",
-        "store_export.py",
+        "store/export.py",
         'row["annotator"], row["source_kind"]',
         'row["annotator"], "human"',
         f"{EXPORT} TestRecords::test_synthetic_words_are_synthetic",
@@ -431,7 +431,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "any-token-simulates",
-        "simulate_http.py",
+        "server/simulated.py",
         'if body["source_kind"] != "synthetic":',
         'if body["source_kind"] == "ai":',
         f"{HTTP} test_a_persons_token_a_wrong_one_and_a_limit",
@@ -439,7 +439,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "bot-sees-another-order",
-        "simulate_http.py",
+        "server/simulated.py",
         ", shown=range(len(responses))).ranks",
         ").ranks",
         f"{HTTP} TestAnswers::test_position_bias_follows_the_order_shown",
@@ -447,7 +447,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "given-up-at-once",
-        "simulate_http.py",
+        "server/simulated.py",
         "if time.monotonic() > until:",
         "if time.monotonic() < until:",
         f"{HTTP} test_eight_annotators_and_a_kill",

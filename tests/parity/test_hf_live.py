@@ -16,8 +16,10 @@ transformers = pytest.importorskip("transformers")
 
 from transformers.models.mixtral import modeling_mixtral as mixtral  # noqa: E402
 
-from rlhf_jax.model import heads, hf, hf_config, hf_tensors, transformer  # noqa: E402
+from rlhf_jax.model import heads, hf, transformer  # noqa: E402
 from rlhf_jax.model.config import ModelConfig, RopeScaling  # noqa: E402
+from rlhf_jax.model.hf import config as hf_config  # noqa: E402
+from rlhf_jax.model.hf import tensors as hf_tensors  # noqa: E402
 from rlhf_jax.objectives import routing  # noqa: E402
 from tests.fixtures.hf import checkpoints  # noqa: E402
 

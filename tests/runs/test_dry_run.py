@@ -16,7 +16,8 @@ from rlhf_jax import sharding
 from rlhf_jax.algorithms.update import make_update
 from rlhf_jax.errors import UserError
 from rlhf_jax.generate import engine
-from rlhf_jax.model import cost, heads, hf_config, transformer
+from rlhf_jax.model import cost, heads, transformer
+from rlhf_jax.model.hf import config as hf_config
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.objectives import weights
 from rlhf_jax.runs import config, dry_run, plan, reckon, settings

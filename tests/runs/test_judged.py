@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import dawid_skene, records, simulate
+from rlhf_jax.feedback import records, simulate
+from rlhf_jax.feedback.statistics import dawid_skene
 from rlhf_jax.playground import tokenizer as words_of
 from rlhf_jax.runs import data, judged, judged_rows
 

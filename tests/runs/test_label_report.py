@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import agreement, agreement_alpha, agreement_rows, annotators, assign, quality, store_judge
-from rlhf_jax.feedback.quality import Judged
-from rlhf_jax.feedback.store import open_store
-from rlhf_jax.feedback.store_add import NewItem, add_annotator, add_guideline, add_items
-from rlhf_jax.feedback.store_read import judged
+from rlhf_jax.feedback.statistics import agreement, annotators, quality
+from rlhf_jax.feedback.statistics import alpha as agreement_alpha
+from rlhf_jax.feedback.statistics import rows as agreement_rows
+from rlhf_jax.feedback.statistics.quality import Judged
+from rlhf_jax.feedback.store import assign, open_store
+from rlhf_jax.feedback.store import judge as store_judge
+from rlhf_jax.feedback.store.add import NewItem, add_annotator, add_guideline, add_items
+from rlhf_jax.feedback.store.read import judged
 from rlhf_jax.runs import label_charts, label_page, label_report
 
 

@@ -1,0 +1,1 @@
+"""What many judgements say together: agreement, scores, the reliability of annotators."""
