@@ -4,6 +4,8 @@
 PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
+# Programs compiled as users' are; `make test` compiles faster, see tests/conftest.py.
+OPTIMISED := XLA_FLAGS="--xla_backend_optimization_level=3 --xla_llvm_disable_expensive_passes=false $$XLA_FLAGS"
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,13 +28,13 @@ test: $(VENV)/.installed-test ## every fast test, at most 10 minutes on 2 cores
 	$(RUN) -m pytest -n $(JOBS) --dist worksteal --durations 10 $(ARGS)
 
 parity: $(VENV)/.installed-parity ## compare with live oracles (installs torch 2.13.0)
-	$(RUN) -m pytest -m parity -n $(JOBS) --dist worksteal --durations 10 $(ARGS)
+	$(OPTIMISED) $(RUN) -m pytest -m parity -n $(JOBS) --dist worksteal --durations 10 $(ARGS)
 
 browser: $(VENV)/.installed-browser ## the labelling page in a real browser (needs chromium and chromedriver)
 	$(RUN) -m pytest -m browser --durations 10 $(ARGS)
 
 long: $(VENV)/.installed-test ## many seeds, kills, all meshes
-	$(RUN) -m pytest -m long -n $(JOBS) --durations 10 $(ARGS)
+	$(OPTIMISED) $(RUN) -m pytest -m long -n $(JOBS) --durations 10 $(ARGS)
 
 lint: $(VENV)/.installed-test ## ruff check, ruff format --check, mypy
 	$(RUN) -m ruff check .
