@@ -12,15 +12,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-# Most programs here run once, so compiling them takes longer than running them: LLVM is told not to optimise, which saves
-# a third of the time. What comes later in XLA_FLAGS wins, and `make parity` and `make long` ask there for the usual 3.
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-
 # Pretended devices share the cores: on a busy machine one may come to a collective minutes after the others, and XLA's
 # patience of 40 s would end the process.
+#
+# Most programs here run once, so compiling them takes longer than running them: LLVM is told not to optimise, which saves
+# a third of the time. What comes later in XLA_FLAGS wins, and `make parity` and `make long` ask there for the usual 3.
 os.environ["XLA_FLAGS"] = " ".join(
     [
-        QUICK,
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         os.environ.get("XLA_FLAGS", ""),
         "--xla_cpu_collective_call_warn_stuck_timeout_seconds=300",
         "--xla_cpu_collective_call_terminate_timeout_seconds=1200",

@@ -83,6 +83,15 @@ def test_only_a_failing_test_counts(tmp_path, source, outcome):
     assert run_tests(tmp_path, ["test_a.py::test_a"], first_failure=True)[0] == outcome
 
 
+@pytest.mark.parametrize(("source", "outcome"), [("x = 1", "failed"), ("import no_such_module", "broken")])
+def test_a_failure_counts_only_where_the_file_can_be_imported(tmp_path, source, outcome):
+    (tmp_path / "rlhf_jax").mkdir()
+    (tmp_path / "rlhf_jax" / "__init__.py").write_text("")
+    (tmp_path / "rlhf_jax" / "a.py").write_text(source)
+    (tmp_path / "test_a.py").write_text("def test_a():\n    assert False")
+    assert run_tests(tmp_path, ["test_a.py::test_a"], first_failure=True, file="rlhf_jax/a.py")[0] == outcome
+
+
 def test_what_breaks_a_file_is_told_from_what_breaks_its_behaviour():
     assert BROKEN.match("NameError: name 'x' is not defined")
     assert BROKEN.match("AttributeError: module 'a' has no attribute 'b'")
