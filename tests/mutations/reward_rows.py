@@ -7,6 +7,7 @@ JUDGED, SCRIPT = "tests/runs/test_judged.py", "tests/experiments/test_reward_los
 NOISY = "tests/experiments/test_noisy_judges.py"
 REWARD, RANKINGS = "rlhf_jax/objectives/reward.py", "rlhf_jax/objectives/rankings.py"
 LEARN, PAIRS, ROWS_OF = "rlhf_jax/algorithms/reward_model.py", "rlhf_jax/runs/judged.py", "rlhf_jax/runs/judged_rows.py"
+VOTED = "rlhf_jax/feedback/statistics/annotators.py"
 JUDGING, SCORES, PARTS = (f"experiments/{name}.py" for name in ("reward_judging", "reward_scores", "reward_parts"))
 
 
@@ -192,35 +193,43 @@ ROWS: tuple[Mutation, ...] = (
     # --- judgements to pairs ---------------------------------------------------------------------------------------------
     row(
         "listed-first",
-        PAIRS,
-        "key=lambda text: hashlib.sha256(text.encode()).hexdigest()",
-        "key=lambda text: group[0].responses.index(text)",
+        VOTED,
+        "np.concatenate([label, MIRRORED[label]])",
+        "np.concatenate([label, label])",
         f"{JUDGED} the_first_listed_text_has_no_part_in_it",
         "the order of a file becomes a truth",
     ),
     row(
         "posterior-of-the-other",
-        PAIRS,
-        "np.where(votes.outcome == 1, 0, 1))",
-        "np.where(votes.outcome == 1, 1, 0))",
+        VOTED,
+        "else FIRST if rank[i] < rank[j] else SECOND",
+        "else FIRST if rank[i] > rank[j] else SECOND",
         f"{JUDGED} reliability_repairs_what_bad_judges_break",
         "labels turned round",
     ),
     row(
         "ties-a-win",
-        PAIRS,
-        "classes = 3 if (votes.outcome == 0.5).any() else 2",
-        "classes = 3",
-        f"{JUDGED} dawid_skene_labels_are_the_posteriors_of_the_items",
+        VOTED,
+        "said = TIE if rank[i] == rank[j] else",
+        "said = FIRST if rank[i] == rank[j] else",
+        f"{JUDGED} a_tie_is_a_verdict_of_its_own",
         "a verdict that nobody gave",
     ),
     row(
         "pairs-of-a-set-in-full",
-        PAIRS,
-        "share = 2 / (len(texts) * (len(texts) - 1)) * ",
-        "share = ",
+        VOTED,
+        "share = 1 / math.comb(len(first.responses), 2) if per_set_weight else 1.0",
+        "share = 1.0",
         f"{JUDGED} a_ranking_gives_each_of_its_pairs_once_at_a_shared_weight",
         "a long list counts more than a short one",
+    ),
+    row(
+        "axes-fitted-together",
+        PAIRS,
+        "return [pair for group in by_axis for pair in rule(group)[0]]",
+        "return rule([c for group in by_axis for c in group])[0]",
+        f"{JUDGED} axes_are_fitted_apart_and_kinds_are_items_of_their_own",
+        "who is careless about style is not believed about facts",
     ),
     row(
         "strength-signed",

@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import records, simulate
-from rlhf_jax.feedback.statistics import dawid_skene
+from rlhf_jax.feedback.statistics import annotators
 from rlhf_jax.playground import tokenizer as words_of
 from rlhf_jax.runs import data, judged, judged_rows
 
@@ -50,15 +50,11 @@ def test_the_share_of_ties_stands_beside_the_share_of_wins():
     assert [pair.equal for pair in each] == [0, 1, 0, 0] and [pair.annotator for pair in each] == list("ABCD")
 
 
-def test_dawid_skene_labels_are_the_posteriors_of_the_items():
+def test_labels_are_those_of_the_statistics():
     votes = panel()
-    found = judged.pairs(votes, "dawid_skene")
-    table = judged.votes_of(votes)
-    verdict = np.where(table.outcome == 1, 0, 1)
-    fitted = dawid_skene.fit(table.pair, table.judge, verdict, classes=2, smoothing=1.0)
-    wanted = fitted.posterior.max(axis=1)
-    assert [pair.label for pair in found] == pytest.approx(wanted.tolist())
-    assert all(pair.annotator == "" and pair.equal == 0 for pair in found)
+    assert judged.pairs(votes, "dawid_skene") == annotators.dawid_skene(votes)[0]
+    assert judged.pairs(votes, "crowd_bt") == annotators.crowd_bt(votes)[0]
+    assert all(pair.annotator == "" and pair.equal < 0.1 for pair in judged.pairs(votes, "dawid_skene"))
 
 
 @pytest.mark.parametrize("how", ["dawid_skene", "crowd_bt"])
@@ -69,13 +65,17 @@ def test_reliability_repairs_what_bad_judges_break(how):
 
 
 def test_the_first_listed_text_has_no_part_in_it():
-    """Data sets often list the preferred text first; the labels must not learn that."""
+    """Data sets often list the preferred text first: the labels are those of the same votes with every other item turned."""
     votes = panel()
-    turned = [dataclasses.replace(c, responses=c.responses[::-1], ranks=c.ranks[::-1]) for c in votes]
-    one, other = judged.pairs(votes, "dawid_skene"), judged.pairs(turned, "dawid_skene")
-    assert [(p.chosen, p.label) for p in one] == [(p.chosen, p.label) for p in other]
-    first = judged.votes_of(votes).pairs
-    assert 10 < sum(pair.chosen.startswith("right") for pair in first) < 50
+
+    def turned(c):
+        odd = int(c.prompt[0]["content"].split()[-1]) % 2
+        return dataclasses.replace(c, responses=c.responses[::-1], ranks=c.ranks[::-1]) if odd else c
+
+    for how in ("dawid_skene", "crowd_bt"):
+        one, other = judged.pairs(votes, how), judged.pairs([turned(c) for c in votes], how)
+        assert [p.chosen for p in one] == [p.chosen for p in other]
+        np.testing.assert_allclose([p.label for p in one], [p.label for p in other], rtol=1e-6)
 
 
 def test_a_tie_is_a_verdict_of_its_own():
@@ -93,15 +93,27 @@ def test_a_tie_is_a_verdict_of_its_own():
         assert all(pair.chosen == "leaves" for pair in found[2::3])
 
 
-def test_axes_and_source_kinds_are_fitted_apart():
-    votes = [said((0, 1), "A", axis="helpful"), said((1, 0), "A", axis="kind")]
-    votes += [said((1, 0), "A", axis="kind", source_kind="synthetic")]
-    found = judged.pairs(votes, "dawid_skene")
+def test_axes_are_fitted_apart_and_kinds_are_items_of_their_own():
+    """B turns every verdict round on one axis, and is right on the other; what a simulated judge said stays apart."""
+    votes = [
+        said((0, 1) if right else (1, 0), who, axis=axis, prompt=({"role": "user", "content": f"question {i}"},))
+        for axis in ("helpful", "kind")
+        for i in range(12)
+        for who, right in (("A", True), ("C", True), ("B", axis == "helpful"))
+    ]
+    votes += [said((1, 0), "D", axis="kind", source_kind="synthetic")]
+    alone = [said((1, 0), "B", axis=axis) for axis in ("helpful", "kind")]
+    found = judged.pairs([*votes, *alone], "dawid_skene")
     assert Counter((p.axis, p.source_kind) for p in found) == {
-        ("helpful", "human"): 1,
-        ("kind", "human"): 1,
+        ("helpful", "human"): 13,
+        ("kind", "human"): 13,
         ("kind", "synthetic"): 1,
     }
+    helpful, kind = (
+        next(p for p in found if p.axis == a and p.prompt == ASKED and p.source_kind == "human")
+        for a in ("helpful", "kind")
+    )
+    assert (helpful.chosen, kind.chosen) == ("leaves", "fish")
 
 
 def test_a_ranking_gives_each_of_its_pairs_once_at_a_shared_weight():
