@@ -370,6 +370,19 @@ class TestUndoAndDrafts:
         assert [row["said"] for row in judgements(site.con)] == [{"strength": 3}]
         assert judgements(site.con)[0]["supersedes"] == 2
 
+    def test_an_undo_whose_answer_was_lost_takes_back_one_word_only(self, site):
+        site.say({"strength": 1})
+        body = site.say({"strength": -1}).json()
+        first = site.post("/api/undo", {"judgement": body["undoes"]}).json()
+        again = site.post("/api/undo", {"judgement": body["undoes"]}).json()
+        assert again["task"] == first["task"] and again["progress"]["done"] == first["progress"]["done"] == 1
+        assert [row["said"] for row in judgements(site.con)] == [{"strength": 1}]
+        assert site.post("/api/undo", {"judgement": 99}).status_code == 409
+        later = site.say({"strength": 2}).json()
+        assert site.post("/api/undo", {"judgement": body["undoes"]}).status_code == 409, "said anew since"
+        assert site.post("/api/undo", {"judgement": later["undoes"]}).status_code == 200
+        assert site.post("/api/undo", {"judgement": "1"}).status_code == 422
+
     def test_a_late_draft_is_not_kept(self, site):
         task = site.get().json()["task"]
         site.say({"strength": 1})

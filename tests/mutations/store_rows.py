@@ -453,4 +453,12 @@ ROWS: tuple[Mutation, ...] = (
         f"{HTTP} test_eight_annotators_and_a_kill",
         "a restart of the server ends the simulation",
     ),
+    row(
+        "undo-twice",
+        "store/judge.py",
+        'if judgement is not None and last["id"] != judgement:',
+        "if False:",
+        f"{SERVER} TestUndoAndDrafts::test_an_undo_whose_answer_was_lost_takes_back_one_word_only",
+        "a lost answer costs a judgement",
+    ),
 )

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback.server.body import assignment_of, draft_of, fields, words_of
+from rlhf_jax.feedback.server.body import draft_of, fields, number_of, words_of
 from rlhf_jax.feedback.server.files import TYPES, page_files, ui_version
 from rlhf_jax.feedback.server.guard import App, guarded
 from rlhf_jax.feedback.server.settings import Settings
@@ -62,17 +62,18 @@ def app(settings: Settings, *, report: Report | None = None, report_page: Report
     def post_judgement(con: sqlite3.Connection, who: sqlite3.Row, sent: bytes) -> Response:
         given = fields(sent, ("assignment", "verdict"), ("flags", "rationale", "ms"))
         words = words_of(given, settings.flags)
-        store_judge.submit(con, who["id"], assignment_of(given), words, asking, rules)
+        store_judge.submit(con, who["id"], number_of(given, "assignment"), words, asking, rules)
         return task_of(con, who)
 
     def post_draft(con: sqlite3.Connection, who: sqlite3.Row, sent: bytes) -> Response:
         given = fields(sent, ("assignment", "draft"))
-        store_judge.save_draft(con, who["id"], assignment_of(given), draft_of(given))
+        store_judge.save_draft(con, who["id"], number_of(given, "assignment"), draft_of(given))
         return JSONResponse({"ok": True})
 
     def post_undo(con: sqlite3.Connection, who: sqlite3.Row, sent: bytes) -> Response:
-        fields(sent, ())
-        store_judge.undo(con, who["id"], version, rules)
+        given = fields(sent, (), ("judgement",))
+        which = number_of(given, "judgement") if "judgement" in given else None
+        store_judge.undo(con, who["id"], version, rules, judgement=which)
         return task_of(con, who)
 
     def get_guidelines(con: sqlite3.Connection, who: sqlite3.Row, sent: bytes) -> Response:

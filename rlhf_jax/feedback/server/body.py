@@ -36,11 +36,11 @@ def fields(body: bytes, required: Sequence[str], optional: Sequence[str] = ()) -
     return given
 
 
-def assignment_of(given: dict[str, Any]) -> int:
-    """The field "assignment": a task's number."""
-    number = given["assignment"]
+def number_of(given: dict[str, Any], name: str) -> int:
+    """The field `name`: the number of an assignment or of a judgement."""
+    number = given[name]
     if type(number) is not int or not 0 < number <= MAX_ID:
-        raise UserError('"assignment" must be the number of a task')
+        raise UserError(f'"{name}" must be the number of one, a whole number from 1 on')
     return number
 
 

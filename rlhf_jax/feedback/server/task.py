@@ -20,7 +20,8 @@ def body(
 ) -> dict[str, Any]:
     """The answer to GET /api/task: the task (or null), and how this person stands."""
     person = con.execute("SELECT name, paused, source_kind FROM annotator WHERE id = ?", (who,)).fetchone()
-    can_undo = person["paused"] is None and last_word(con, who) is not None
+    last = last_word(con, who) if person["paused"] is None else None
+    can_undo = last is not None
     task = None
     if assignment is not None:
         task = {**task_view(con, assignment, settings), "flags": list(settings.flags), "can_undo": can_undo}
@@ -33,6 +34,7 @@ def body(
         "paused": person["paused"],
         "notice": notice(con, who, settings.rules),
         "can_undo": can_undo,
+        "undoes": None if last is None else last["id"],
     }
 
 

@@ -91,17 +91,32 @@ def submit(
 
 
 def undo(
-    con: sqlite3.Connection, who: str, guideline_version: str, rules: Rules, *, now: int | float | None = None
+    con: sqlite3.Connection,
+    who: str,
+    guideline_version: str,
+    rules: Rules,
+    *,
+    judgement: int | None = None,
+    now: int | float | None = None,
 ) -> sqlite3.Row:
     """Take back this person's last word: a row that supersedes it, and the task is open again, with the words as its
-    draft. The task's row of `assignment`. Raises Conflict where there is nothing to take back, or when paused."""
+    draft. The task's row of `assignment`.
+
+    `judgement` is the number of the word to take back: the same request again (the answer was lost on the way) then takes
+    back no other. Raises Conflict where there is nothing to take back, where the last word is not `judgement`, or when
+    paused.
+    """
     with writing(con):
         stamp = time.time() if now is None else now
+        if judgement is not None and (task := _undone(con, who, judgement)) is not None:
+            return task
         if con.execute("SELECT paused FROM annotator WHERE id = ?", (who,)).fetchone()["paused"] is not None:
             raise Conflict("you are paused; nothing can be taken back")
         last = last_word(con, who)
         if last is None:
             raise Conflict("there is nothing to undo")
+        if judgement is not None and last["id"] != judgement:
+            raise Conflict("that is not your last answer; nothing was taken back")
         con.execute(
             "INSERT INTO judgement(assignment_id, kind, said, value, tie, both_bad, flags, rationale, ms, "
             "guideline_version, ui_version, created_at, supersedes) "
@@ -114,6 +129,16 @@ def undo(
             "UPDATE assignment SET state = 'open', opened_at = ?, leased_until = ? WHERE id = ? RETURNING *",
             (stamp, stamp + rules.lease_s, last["assignment_id"]),
         ).fetchone()
+
+
+def _undone(con: sqlite3.Connection, who: str, judgement: int) -> sqlite3.Row | None:
+    """This person's open task whose latest row takes `judgement` back."""
+    row: sqlite3.Row | None = con.execute(
+        "SELECT assignment.* FROM judgement JOIN assignment ON assignment.id = assignment_id WHERE supersedes = ? "
+        "AND kind = 'undo' AND annotator_id = ? AND state = 'open'",
+        (judgement, who),
+    ).fetchone()
+    return row
 
 
 def last_word(con: sqlite3.Connection, who: str) -> sqlite3.Row | None:

@@ -16,6 +16,7 @@ const LOOK_AGAIN = 20000; // ms between looks for new items on a page without on
 let task = null;
 let form = null; // what pair.js, rank.js or rate.js built for it
 let canUndo = false;
+let undoes = null; // the judgement that undo takes back: asking twice takes back one
 let flags = new Set();
 let spent = 0; // ms in sight before `since`
 let since = 0;
@@ -98,6 +99,7 @@ function show(body) {
   clearTimeout(lookAgain);
   task = body.task;
   canUndo = Boolean(body.can_undo ?? task?.can_undo);
+  undoes = body.undoes ?? null;
   view.progress(body);
   guidelines.announce(body.guideline_version ?? null);
   guidelines.describe(task ? KINDS[task.kind].keys : []);
@@ -253,7 +255,7 @@ function skip() {
 
 async function undo() {
   if (!canUndo || busy) return;
-  if ((await act("api/undo", {}, () => drafts.save())) && task) notice("info", "Your last answer is here again: change it, then submit.");
+  if ((await act("api/undo", undoes === null ? {} : { judgement: undoes }, () => drafts.save())) && task) notice("info", "Your last answer is here again: change it, then submit.");
 }
 
 // ---- keys
