@@ -23,7 +23,7 @@ import label_parts as parts
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback.store import export as store_export
-from rlhf_jax.feedback.store import open_store
+from rlhf_jax.feedback.store import gold, open_store
 from rlhf_jax.feedback.store.add import add_items
 from rlhf_jax.feedback.store.assign import Rules
 from rlhf_jax.feedback.store.verdict import Axis
@@ -76,6 +76,10 @@ class Experiment:
     """File of ready responses, as generate.py writes it, instead of `prompts` and `policy`."""
     export: str = ""
     """Only write the judgements to this file, for reward_model.py, and do not serve the page."""
+    pause: str = ""
+    """Only ask this annotator to stop: no more tasks until `resume`. Works while the page is served elsewhere."""
+    resume: str = ""
+    """Only let this annotator go on, paused by you or for wrong answers to hidden items; those count anew from here."""
     kind: str = "pair"
     """"pair": which of two is better, and by how much; "rank": all responses to a prompt in order; "rate": each by `axes`."""
     axis: str = "overall"
@@ -138,6 +142,7 @@ class Experiment:
         )
         config.check(bool(self.names()), "annotators must hold one name at least")
         config.check(bool(self.axes) or self.kind != "rate", "axes must hold one question at least")
+        config.check(not (self.pause and self.resume), "pause one annotator or resume one, not both at once")
         config.check(not self.admin or self.admin in self.names(), f"admin {self.admin!r} is not one of the annotators")
         address = urllib.parse.urlsplit(self.url)
         good = address.scheme in ("http", "https") and bool(address.hostname)
@@ -184,6 +189,17 @@ def export(cfg: Experiment) -> dict[str, Any]:
     people = "1 person" if manifest["annotators"] == 1 else f"{manifest['annotators']} people"
     print(f"{manifest['rows']} judgements of {people} ({kinds}): {out}; left out: {left}")
     return {"rows": manifest["rows"], "left_out": manifest["left_out"]}
+
+
+def stand(cfg: Experiment) -> dict[str, Any]:
+    """Pause or resume one annotator."""
+    with closing(open_store(cfg.db, create=False)) as con:
+        if cfg.pause:
+            gold.pause(con, cfg.pause, "Whoever invited you asks you to stop here for now. Thank you.")
+        else:
+            gold.resume(con, cfg.resume)
+    print(f"{cfg.pause or cfg.resume} is {'paused' if cfg.pause else 'asked to go on'}")
+    return {}
 
 
 def page(cfg: Experiment, listening: socket.socket) -> tuple[Any, str]:
@@ -237,6 +253,8 @@ def main(cfg: Experiment) -> dict[str, Any]:
     """Add what is to be judged, serve the page until Ctrl-C, or export; how many items and judgements there are."""
     if cfg.export:
         return export(cfg)
+    if cfg.pause or cfg.resume:
+        return stand(cfg)
     if not importlib.util.find_spec("uvicorn") or not importlib.util.find_spec("starlette"):
         raise UserError("the page needs starlette and uvicorn: pip install -e '.[label]'")
     with closing(open_store(cfg.db)) as con:

@@ -304,6 +304,29 @@ def test_serve_judge_stop_go_on_and_export(cfg, monkeypatch, tmp_path, capsys):
     assert {c.strength for c in comparisons} == {1} and {c.source_kind for c in comparisons} == {"human"}
 
 
+def test_one_person_is_paused_and_goes_on(cfg, monkeypatch, capsys):
+    """From another terminal, while the page is served."""
+    seen = []
+
+    def work(client, told):
+        headers = {"Authorization": f"Bearer {told['me']}"}
+        label.main(replace(cfg, pause="me"))
+        seen.append(client.get("/api/task", headers=headers).json())
+        label.main(replace(cfg, resume="me"))
+        seen.append(client.get("/api/task", headers=headers).json())
+
+    session(monkeypatch, work)["links"] = Path(f"{cfg.db}.links.json")
+    label.main(cfg)
+    assert seen[0]["task"] is None and "stop here for now" in seen[0]["paused"]
+    assert seen[1]["task"] is not None and seen[1]["paused"] is None
+    told = capsys.readouterr().out
+    assert "me is paused" in told and "me is asked to go on" in told
+    with pytest.raises(UserError, match="there is no annotator 'you'; there are: me"):
+        label.main(replace(cfg, pause="you"))
+    with pytest.raises(UserError, match="not both"):
+        replace(cfg, pause="me", resume="me")
+
+
 @pytest.mark.long
 def test_from_a_policy_to_a_reward_model(world, sampled, monkeypatch, tmp_path):
     """The whole way of a first-time user, the clicks made by a function that likes the earlier letter of the alphabet."""

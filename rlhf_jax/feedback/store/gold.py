@@ -53,4 +53,5 @@ def resume(con: sqlite3.Connection, name: str) -> None:
 def _set(con: sqlite3.Connection, name: str, change: str, value: str | None) -> None:
     with writing(con):
         if not con.execute(f"UPDATE annotator SET {change} WHERE name = ?", (value, name)).rowcount:
-            raise UserError(f"there is no annotator {name!r}")
+            known = ", ".join(row["name"] for row in con.execute("SELECT name FROM annotator ORDER BY name"))
+            raise UserError(f"there is no annotator {name!r}; there are: {known or 'none'}")
