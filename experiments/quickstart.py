@@ -46,7 +46,7 @@ class Experiment:
     seeds: int = 1
     """How many seeds to run, one after another."""
     family: str = "llama"
-    """Of the model: any family that rlhf-jax reads (`hf.families.FAMILIES`)."""
+    """Of the model: llama, gpt2, gpt_neox, gemma2, olmo2 or any other that rlhf-jax reads; a wrong name lists them."""
     width: int = 64
     """D of the model; a head has 16."""
     layers: int = 2

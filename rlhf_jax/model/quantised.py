@@ -36,7 +36,7 @@ def check(held: str) -> None:
     if held not in ("float", *BITS):
         raise UserError(f"a base is held as one of float, {', '.join(BITS)}; got {held!r}")
     if held != "float" and importlib.util.find_spec("qwix") is None:
-        raise UserError(f"a base held as {held} needs the extra quant: pip install 'rlhf-jax[quant]'")
+        raise UserError(f"a base held as {held} needs the extra quant: pip install -e '.[quant]'")
 
 
 def inputs(path: str) -> tuple[int, ...]:

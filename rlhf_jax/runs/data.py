@@ -25,6 +25,8 @@ def find(path: str, root: str = "") -> str:
     for place in places:
         if place.exists():
             return str(place)
+    if Path(path).is_absolute():
+        raise UserError(f"there is no {path}")
     looked = ", ".join(str(place) for place in places)
     raise UserError(f"no data at {looked}; give --data FOLDER or set RLHF_JAX_DATA to where '{path}' lies")
 

@@ -61,12 +61,13 @@ def text(plan: Plan) -> str:
     lines = ["dry run: no weights are read, nothing is trained"]
     for name, model in plan.models.items():
         lines += described(name, model)
+    unit, name = (1e9, "GB of 1e9 bytes") if plan.peak >= 1e9 else (1e6, "MB of 1e6 bytes")
     sizes = f"data {plan.mesh.data} x fsdp {plan.mesh.fsdp} x tensor {plan.mesh.tensor}"
-    lines.append(f"memory on each of {plan.devices} device{'s' * (plan.devices > 1)} ({sizes}), GB of 1e9 bytes:")
-    lines += [f"  {size / 1e9:9.3f}  {name}" for name, size in plan.held.items()]
+    lines.append(f"memory on each of {plan.devices} device{'s' * (plan.devices > 1)} ({sizes}), {name}:")
+    lines += [f"  {size / unit:9.3f}  {what}" for what, size in plan.held.items()]
     for phase, parts in plan.phases.items():
-        lines += [f"  {size / 1e9:9.3f}  {phase}: {name}" for name, size in parts.items()]
-    lines.append(f"  {plan.peak / 1e9:9.3f}  at the most, what a compiler adds or saves left out")
+        lines += [f"  {size / unit:9.3f}  {phase}: {what}" for what, size in parts.items()]
+    lines.append(f"  {plan.peak / unit:9.3f}  at the most, what a compiler adds or saves left out")
     lines.append(f"steps: {'unknown' if plan.steps is None else f'{plan.steps:,}'}, each {plan.step}")
     total = sum(plan.flops.values())
     each = ", ".join(f"{name} {size:.3g}" for name, size in plan.flops.items())

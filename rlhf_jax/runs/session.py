@@ -59,11 +59,20 @@ def compilations(function: Any) -> int:
 def restore(cfg: Any, current: Session, state: Any) -> tuple[int, Any]:
     """(iterations done, state) of the newest checkpoint on a resume, else (0, state); logs are cut back to it."""
     found = checkpoint.restore(current.checkpoints, state) if cfg.resume else None
+    if cfg.resume and found is None and not cfg.save_every and _has_lines(current.run.folder / "metrics.jsonl"):
+        raise UserError(
+            f"{cfg.out} holds a run without checkpoints (save_every 0): there is nothing to go on from, and beginning anew would "
+            "replace it; choose another --out, with --save_every 10, say"
+        )
     start, state = (0, state) if found is None else found[:2]
     current.run.cut(start - 1)
     if cfg.resume:
         print(f"resuming after iteration {start}" if start else "nothing to resume from: beginning anew")
     return start, state
+
+
+def _has_lines(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def save(cfg: Any, current: Session, done: int, total: int, state: Any) -> None:

@@ -160,6 +160,15 @@ def test_an_evaluation_of_models_that_do_not_belong_together(world, tmp_path, no
     refused(lambda: evaluate.sampled(cfg, cfg.policy, None, None, 1, 0), "different sizes")
 
 
+def test_a_run_without_checkpoints_is_not_begun_anew_over_what_it_did(world, tmp_path):
+    cfg = dataclasses.replace(world.sft(tmp_path / "run"), save_every=0)
+    sft.main(cfg)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    refused(lambda: sft.main(dataclasses.replace(cfg, resume=True)), "without checkpoints (save_every 0)", "another --out")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    assert (tmp_path / "run" / "model").is_dir()
+
+
 def test_a_run_is_not_resumed_with_other_settings(world, tmp_path, sft_run):
     """But for where it lies and how often it is saved. The folder is left as it was."""
     folder = shutil.copytree(sft_run.out, tmp_path / "run")

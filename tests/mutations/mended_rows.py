@@ -221,4 +221,12 @@ ROWS: tuple[Mutation, ...] = (
         "tests/experiments/test_lora.py a_reward_adapter_is_opened_without_the_output_matrix_of_its_base",
         "a reward model with a matrix that no checkpoint of it holds",
     ),
+    row(
+        "run-begun-anew-over-itself",
+        "rlhf_jax/runs/session.py",
+        "if cfg.resume and found is None and not cfg.save_every and",
+        "if False and",
+        "tests/experiments/test_bad_input.py a_run_without_checkpoints_is_not_begun_anew_over_what_it_did",
+        "a finished run is trained again from the start, and replaced",
+    ),
 )
