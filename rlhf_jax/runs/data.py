@@ -85,6 +85,12 @@ def encode_prompts(
     if not rows:
         raise UserError(f"no prompt is left of {len(prompts)} ({dict(counts)}); the prompt window is {window} tokens")
     check_known(rows, tokenizer, "prompts")
+    plain = sum(prompt.prompt[0]["role"] == "text" for prompt in kept)
+    if plain and tokenizer.chat_template:
+        print(
+            f"warning: {plain} prompts are plain text, and this model has a chat template: they are continued as they stand; "
+            'write {"prompt": [{"role": "user", "content": "…"}]} to have them answered'
+        )
     tokens, length = pad(rows, window)
     numbers = np.arange(len(rows), dtype=np.int32)
     return Prompts(tokens, length, numbers, [p.prompt for p in kept], [p.meta for p in kept]), counts

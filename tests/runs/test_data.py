@@ -187,6 +187,15 @@ def test_empty_prompts_are_left_out_and_counted_and_nothing_left_is_refused():
         data.encode_prompts([records.Prompt(plain(""))], made, window=6)
 
 
+def test_plain_prompts_to_a_chat_model_are_warned_of(capsys):
+    """They are continued, not answered: what comes out is rubbish, and nothing else would say why."""
+    data.encode_prompts([*LONG, records.Prompt(chat("a cat"))], tokenizer("chat"), window=9)
+    assert "warning: 3 prompts are plain text" in capsys.readouterr().out
+    data.encode_prompts([records.Prompt(chat("a cat"))], tokenizer("chat"), window=9)
+    data.encode_prompts(LONG, tokenizer("adds"), window=9)
+    assert capsys.readouterr().out == ""
+
+
 def test_pairs_and_demonstrations_past_the_window_are_dropped_and_counted_never_cut():
     made = tokenizer("chat")
     rows = [
