@@ -5,7 +5,6 @@ python experiments/evaluate.py --policy runs/ppo/model --start runs/sft/model --
 """
 
 import functools
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +15,7 @@ from reward_model import scorer
 
 from rlhf_jax.algorithms import rewards, rollout
 from rlhf_jax.errors import UserError
-from rlhf_jax.evaluation import intervals
+from rlhf_jax.evaluation import best_of_n, intervals
 from rlhf_jax.generate import engine
 from rlhf_jax.model import heads, hf
 from rlhf_jax.objectives import kl
@@ -141,7 +140,7 @@ def compare(cfg: Experiment, judges: dict[str, rewards.Score] | None = None) -> 
         wins = win_rate(row[decides], fresh[decides] if name == "start" else start[decides])
         means[name] = {metric: values.mean(axis=1) for metric, values in row.items()} | {"win rate": wins}
     n = cfg.samples
-    means[f"best of {n}"]["kl"] = np.full(prompts.length.size, math.log(n) - (n - 1) / n)  # arXiv 2009.01325, G.3
+    means[f"best of {n}"]["kl"] = np.full(prompts.length.size, best_of_n.kl_bound(n))
     return means
 
 

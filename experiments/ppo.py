@@ -3,7 +3,6 @@
 python experiments/ppo.py --config experiments/configs/ppo.yaml --seed 1 --ppo.clip 0.1
 """
 
-import functools
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,24 +11,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from generate import decoder, load_prompts, scored
 from ppo_parts import (
+    build_collect,
     build_forward,
     build_optimizer,
     build_reward,
+    build_show,
     build_targets,
     build_update,
     build_value,
+    check,
+    open_policy,
     split_roles,
 )
 
 from rlhf_jax.algorithms import ppo, rollout
-from rlhf_jax.algorithms.update import check_division, summarise
-from rlhf_jax.errors import UserError
+from rlhf_jax.algorithms.update import summarise
 from rlhf_jax.generate import engine
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.objectives import kl
-from rlhf_jax.runs import config, data, dry_run, log, models, report, session, settings
+from rlhf_jax.runs import config, dry_run, log, models, report, session, settings
 from rlhf_jax.runs.ppo_settings import PPO, Reward
 from rlhf_jax.types import Sampling, TrainState, overlay
 
@@ -85,31 +86,7 @@ class Experiment:
     """Prompts answered before and after, for the report."""
 
     def __post_init__(self) -> None:
-        counts = ("iterations", "prompts_per_iteration", "samples_per_prompt", "prompt_window", "response_window")
-        for name in (*counts, "keep"):
-            config.at_least(name, getattr(self, name), 1)
-        for name in ("seed", "save_every", "show"):
-            config.non_negative(name, getattr(self, name))
-        config.choice("long_prompts", self.long_prompts, ("drop", "truncate", "refuse"))
-        config.check(bool(self.rewards), "rewards must name a part, as in rewards: {helpful: {model: FOLDER}}")
-        for name, part in self.rewards.items():
-            config.check(
-                not part.model or not part.window or part.window > self.response_window + 1,
-                f"rewards.{name}.window must be at least {self.response_window + 2}, for a whole response, its EOS and a "
-                f"token of the prompt; got {part.window}",
-            )
-        config.check(self.sampling.temperature > 0, "sampling.temperature must be > 0: training samples")
-        if self.sampling.truncates and self.ppo.importance_cap is None:
-            raise UserError(
-                "sampling with top_k, top_p or min_p is not the distribution PPO trains; turn them off, or set "
-                "ppo.importance_cap (2.0, say) to correct for it"
-            )
-        config.check(
-            not self.lora.rank or self.ppo.reference_share == 1,
-            "ppo.reference_share must be 1 with lora: half way between two adapters is not half way between two models",
-        )
-        check_division(self.rows, self.ppo.minibatches, self.ppo.microbatches)
-        settings.check_base(self.compute, self.lora.rank)
+        check(self, self.ppo, "ppo")
 
     @property
     def rows(self) -> int:
@@ -125,16 +102,11 @@ def main(cfg: Experiment) -> dict[str, Any]:
     rows = cfg.rows // (cfg.ppo.minibatches * cfg.ppo.microbatches)
     mesh = settings.make_mesh(cfg.mesh, rows)
     bases: models.Bases = {}
-    opened, tokenizer = session.language_model(cfg.policy, cfg.compute, mesh, bases)
+    opened, tokenizer, prompts = open_policy(cfg, mesh, bases)
     model, adapter = opened.cfg, models.settings_of(opened, cfg.lora)
-    prompts = load_prompts(
-        cfg.prompts, tokenizer, window=cfg.prompt_window, long=cfg.long_prompts, format=cfg.format, root=cfg.data
-    )
-    engine.check(prompts.tokens, prompts.length, window=cfg.response_window, cfg=model, stop=cfg.sampling.stop)
     score = build_reward(cfg, mesh, bases)
     critic = build_value(cfg, opened, tokenizer, mesh, bases)
     trained, frozen = split_roles(cfg, opened, critic, mesh)
-    window, decode = cfg.response_window, decoder(tokenizer)
     forward, policy_row, value_row = build_forward(cfg, model, critic.cfg)
 
     in_reward = cfg.ppo.kl_in == "reward"
@@ -143,19 +115,11 @@ def main(cfg: Experiment) -> dict[str, Any]:
     targets, update = build_targets(cfg.ppo, estimator), build_update(cfg.ppo, forward, estimator, adam)
     policy_forward = jax.jit(rollout.in_chunks(policy_row, rows))
     value_forward = jax.jit(rollout.in_chunks(value_row, rows))
-    sample = functools.partial(engine.generate, window=window, cfg=model, sampling=cfg.sampling)
+    critic_facts = {"value": value_forward, "bootstrap_truncated": cfg.ppo.bootstrap_truncated}
+    collect = build_collect(cfg, prompts, model, tokenizer, score, policy_forward, **critic_facts)
+    show = build_show(cfg, prompts, tokenizer, score, model)
     generated = session.compilations(engine.generate)
 
-    show = functools.partial(
-        scored,
-        prompts=data.take_prompts(prompts, np.arange(min(cfg.show, prompts.length.size))),
-        tokenizer=tokenizer,
-        score=score,
-        model=model,
-        window=window,
-        sampling=cfg.sampling,
-        key=jax.random.fold_in(jax.random.key(cfg.seed), 2**31 - 1),
-    )
     run_key, metrics = jax.random.key(cfg.seed), {}
     kept = {
         "train": models.placed(TrainState.create(trained, adam), mesh),
@@ -172,24 +136,8 @@ def main(cfg: Experiment) -> dict[str, Any]:
             for iteration in range(start, cfg.iterations):
                 began = time.perf_counter()
                 key = jax.random.fold_in(run_key, iteration)
-                picked = data.batch_rows(prompts.length.size, cfg.prompts_per_iteration, seed=cfg.seed, step=iteration)
-                uids = iteration * cfg.rows + np.arange(cfg.rows, dtype=np.int32).reshape(cfg.prompts_per_iteration, -1)
                 ref_params = overlay(frozen["policy"], reference)
-                experience = rollout.collect(
-                    overlay(frozen, state.params),
-                    data.take_prompts(prompts, picked),
-                    uids,
-                    jax.random.fold_in(key, 0),
-                    sampling=cfg.sampling,
-                    version=iteration,
-                    sample=lambda params, *rest: sample(params["policy"], *rest),
-                    policy=lambda params, *row: policy_forward(params["policy"], *row),
-                    reference=lambda *row, reference=ref_params: policy_forward(reference, *row)[0],
-                    value=value_forward,
-                    decode=decode,
-                    score=score,
-                    bootstrap_truncated=cfg.ppo.bootstrap_truncated,
-                )
+                experience = collect(overlay(frozen, state.params), ref_params, iteration, key)
                 collected = time.perf_counter()
                 batch = targets(experience, kl_coef=kl_coef if in_reward else 0.0)
                 state, steps = update(state, batch, jax.random.fold_in(key, 1), frozen)

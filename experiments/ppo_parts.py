@@ -1,37 +1,143 @@
-"""What ppo.py builds before its loop: reward, value model, optimizer, targets, update. `cfg` is its Experiment."""
+"""What ppo.py builds before its loop: reward, value model, optimizer, targets, update. `cfg` is its Experiment, or that of
+grpo.py, which shares all but the critic."""
 
 import functools
 import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
+import numpy as np
 import optax
+from generate import decoder, load_prompts, scored
 from reward_scores import mixture, scorer
 
-from rlhf_jax.algorithms import ppo, rewards
-from rlhf_jax.algorithms.update import make_update
+from rlhf_jax.algorithms import ppo, rewards, rollout
+from rlhf_jax.algorithms.update import check_division, make_update
 from rlhf_jax.errors import UserError
+from rlhf_jax.generate import engine
 from rlhf_jax.model import heads, hf, transformer
 from rlhf_jax.model.config import ModelConfig
-from rlhf_jax.objectives import policy, weights
-from rlhf_jax.runs import config, models, settings
+from rlhf_jax.objectives import policy_zoo, weights
+from rlhf_jax.runs import config, data, models, session, settings
+from rlhf_jax.runs.grpo_settings import GRPO
 from rlhf_jax.runs.ppo_settings import PPO
-from rlhf_jax.types import Batch, Params
+from rlhf_jax.types import Batch, Params, Prompts, Rollout
 
 Roles = dict[str, Params]
-"""The parameters of "policy" and "value"."""
+"""The parameters of "policy" and, in PPO, "value"."""
 
 
-def policy_loss(cfg: PPO) -> Any:
-    """The function that `ppo.policy_loss` names, with those of the clip settings bound that it takes."""
-    if ":" in cfg.policy_loss:
-        function = config.resolve_function(cfg.policy_loss, "ppo.policy_loss")
-    else:
-        config.choice("ppo.policy_loss", cfg.policy_loss, policy.LOSSES)
-        function = getattr(policy, cfg.policy_loss)
-    taken = set(inspect.signature(function).parameters) & {"clip", "clip_high", "dual_clip"}
-    return functools.partial(function, **{name: getattr(cfg, name) for name in sorted(taken)})
+def check(cfg: Any, chosen: PPO | GRPO, name: str) -> None:
+    """UserError for sizes and settings of rollouts that do not fit; `name` is that of the algorithm's settings."""
+    counts = ("iterations", "prompts_per_iteration", "samples_per_prompt", "prompt_window", "response_window")
+    for count in (*counts, "keep"):
+        config.at_least(count, getattr(cfg, count), 1)
+    for number in ("seed", "save_every", "show"):
+        config.non_negative(number, getattr(cfg, number))
+    config.choice("long_prompts", cfg.long_prompts, ("drop", "truncate", "refuse"))
+    config.check(bool(cfg.rewards), "rewards must name a part, as in rewards: {helpful: {model: FOLDER}}")
+    for part_name, part in cfg.rewards.items():
+        config.check(
+            not part.model or not part.window or part.window > cfg.response_window + 1,
+            f"rewards.{part_name}.window must be at least {cfg.response_window + 2}, for a whole response, its EOS and a "
+            f"token of the prompt; got {part.window}",
+        )
+    config.check(cfg.sampling.temperature > 0, "sampling.temperature must be > 0: training samples")
+    if cfg.sampling.truncates and chosen.importance_cap is None:
+        raise UserError(
+            f"sampling with top_k, top_p or min_p is not the distribution {name.upper()} trains; turn them off, or set "
+            f"{name}.importance_cap (2.0, say) to correct for it"
+        )
+    config.check(
+        not cfg.lora.rank or chosen.reference_share == 1,
+        f"{name}.reference_share must be 1 with lora: half way between two adapters is not half way between two models",
+    )
+    check_division(cfg.rows, chosen.minibatches, chosen.microbatches)
+    settings.check_base(cfg.compute, cfg.lora.rank)
+
+
+def open_policy(cfg: Any, mesh: Any, bases: models.Bases) -> tuple[models.Opened, Any, Prompts]:
+    """The model to align, its tokenizer, and the prompts that it can be asked."""
+    opened, tokenizer = session.language_model(cfg.policy, cfg.compute, mesh, bases)
+    prompts = load_prompts(
+        cfg.prompts, tokenizer, window=cfg.prompt_window, long=cfg.long_prompts, format=cfg.format, root=cfg.data
+    )
+    engine.check(prompts.tokens, prompts.length, window=cfg.response_window, cfg=opened.cfg, stop=cfg.sampling.stop)
+    return opened, tokenizer, prompts
+
+
+def build_show(cfg: Any, prompts: Prompts, tokenizer: Any, score: rewards.Score, model: ModelConfig) -> Any:
+    """show(params, iteration, stage) -> rows of samples.jsonl: the first prompts, always answered with the same noise."""
+    return functools.partial(
+        scored,
+        prompts=data.take_prompts(prompts, np.arange(min(cfg.show, prompts.length.size))),
+        tokenizer=tokenizer,
+        score=score,
+        model=model,
+        window=cfg.response_window,
+        sampling=cfg.sampling,
+        key=jax.random.fold_in(jax.random.key(cfg.seed), 2**31 - 1),
+    )
+
+
+def pick(cfg: Any, prompts: Prompts, iteration: int) -> Prompts:
+    """The prompts of an iteration."""
+    size = prompts.length.size
+    return data.take_prompts(prompts, data.batch_rows(size, cfg.prompts_per_iteration, seed=cfg.seed, step=iteration))
+
+
+def build_collect(
+    cfg: Any, prompts: Prompts, model: ModelConfig, tokenizer: Any, score: rewards.Score, policy: Any, **critic: Any
+) -> Callable[..., Rollout]:
+    """collect(params of each role, those of the reference, iteration, key) -> Rollout. `policy` is its jitted forward; what
+    else `rollout.collect` takes of a critic is `critic`."""
+    sample = functools.partial(engine.generate, window=cfg.response_window, cfg=model, sampling=cfg.sampling)
+    decode = decoder(tokenizer)
+
+    def collect(params: Roles, reference: Params, iteration: int, key: jax.Array) -> Rollout:
+        uids = iteration * cfg.rows + np.arange(cfg.rows, dtype=np.int32).reshape(cfg.prompts_per_iteration, -1)
+        return rollout.collect(
+            params,
+            pick(cfg, prompts, iteration),
+            uids,
+            jax.random.fold_in(key, 0),
+            sampling=cfg.sampling,
+            version=iteration,
+            sample=lambda params, *rest: sample(params["policy"], *rest),
+            policy=lambda params, *row: policy(params["policy"], *row),
+            reference=lambda *row: policy(reference, *row)[0],
+            decode=decode,
+            score=score,
+            **critic,
+        )
+
+    return collect
+
+
+def named(spec: str, name: str, module: Any, known: Sequence[str]) -> Callable[..., Any]:
+    """The function that the setting `name` names: one of those `known` in the module, or "file.py:function"."""
+    if ":" in spec:
+        return config.resolve_function(spec, name)
+    config.choice(name, spec, known)
+    found: Callable[..., Any] = getattr(module, spec)
+    return found
+
+
+def bound(function: Callable[..., Any], cfg: Any, names: Sequence[str]) -> Any:
+    """The function with those of the settings bound that it takes; None leaves a keyword its default."""
+    parameters = inspect.signature(function).parameters
+    taken = [name for name in names if name in parameters and hasattr(cfg, name)]
+    needed = {name for name in taken if parameters[name].default is inspect.Parameter.empty}
+    given = {name: getattr(cfg, name) for name in taken if name in needed or getattr(cfg, name) is not None}
+    return functools.partial(function, **given)
+
+
+def policy_loss(cfg: PPO | GRPO) -> Any:
+    """The function that `policy_loss` names, with those of the settings bound that it takes."""
+    name = f"{'ppo' if isinstance(cfg, PPO) else 'grpo'}.policy_loss"
+    return bound(named(cfg.policy_loss, name, policy_zoo, policy_zoo.LOSSES), cfg, policy_zoo.SETTINGS)
 
 
 def build_optimizer(cfg: Any) -> optax.GradientTransformation:
@@ -139,18 +245,21 @@ def build_targets(cfg: PPO, estimator: Any) -> Any:
     return jax.jit(functools.partial(ppo.targets, kl_estimator=estimator, **chosen))
 
 
-def build_update(cfg: PPO, forward: ppo.Forward, estimator: Any, adam: optax.GradientTransformation) -> Any:
-    """PPO's loss in the update that all stages share."""
+def build_update(cfg: PPO | GRPO, forward: ppo.Forward, estimator: Any, adam: optax.GradientTransformation) -> Any:
+    """PPO's loss, with a critic or without, in the update that all stages share."""
+    critic: dict[str, Any] = (
+        {"value_clip": cfg.value_clip, "value_coef": cfg.value_coef} if isinstance(cfg, PPO) else {}
+    )
     loss = functools.partial(
         ppo.loss,
         forward=forward,
         policy_loss=policy_loss(cfg),
-        value_clip=cfg.value_clip,
-        value_coef=cfg.value_coef,
+        **critic,
         entropy_coef=cfg.entropy_coef,
         kl_coef=cfg.kl_coef if cfg.kl_in == "loss" else 0.0,
         kl_estimator=estimator,
         importance_cap=cfg.importance_cap,
+        importance_floor=cfg.importance_floor,
     )
     weigh = getattr(weights, cfg.weights)
     return make_update(

@@ -87,17 +87,37 @@ class Pairs:
     rejected: Rows
     rejected_length: Rows
     label: Rows
-    """f32 [B]: probability that `chosen` is the better one; ½ for a tie."""
+    """f32 [B]: share of the decisive judges who prefer `chosen`; ½ where there is none."""
     margin: Rows
     """f32 [B], ≥ 0."""
     weight: Rows
     """f32 [B], ≥ 0: how much the row counts."""
     tie: Rows = None
-    """f32 [B]: share of the judges who call the two equal."""
+    """f32 [B]: share of all judges, who call the two equal."""
     judge: Rows = None
     """int32 [B]: number of the judge."""
     axis: Rows = None
     """int32 [B]: the reward axis that the row is about."""
+
+
+@struct.dataclass
+class Preferences:
+    """One prompt a row with the K responses to it that a preference loss reads, right-padded: the chosen and the rejected one
+    (K = 2); or a single one that was judged alone (K = 1), perhaps followed by a response to another prompt (K = 2), of
+    which only the drift from the reference is measured."""
+
+    tokens: Rows
+    """int32 [B, K, T]: prompt and response, contiguous."""
+    prompt_length: Rows
+    """int32 [B]."""
+    response_length: Rows
+    """int32 [B, K], the EOS included."""
+    label: Rows
+    """f32 [B]: probability that the first response is the better one, or that it is a good one."""
+    weight: Rows
+    """f32 [B], ≥ 0: how much the row counts."""
+    ref_logprobs: Rows = None
+    """f32 [B, K], nats, of whole responses under the reference; None where no loss reads them."""
 
 
 @struct.dataclass

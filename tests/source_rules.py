@@ -14,8 +14,8 @@ Faults = list[tuple[ast.AST, str]]
 WINGS: dict[str, set[str]] = {
     "algorithms": {"generate", "model", "objectives"},
     "generate": {"model"},
+    "runs": {"evaluation", "model", "feedback"},
     "evaluation": {"objectives", "feedback"},
-    "runs": {"model", "feedback"},
     "model": set(),
     "objectives": set(),
     "feedback": set(),

@@ -18,7 +18,7 @@ from rlhf_jax.objectives import advantages as advantage
 from rlhf_jax.objectives import kl, policy, reward, value
 from rlhf_jax.types import STOP_LENGTH, Batch, Metrics, Rollout
 
-Forward = Callable[[Any, Batch], tuple[Array, Array, Array]]
+Forward = Callable[[Any, Batch], tuple[Array, Array, Array | None]]
 
 
 def shaped_scores(
@@ -114,27 +114,32 @@ def loss(
     weights: Float[Array, "B R"],
     *,
     forward: Forward,
-    policy_loss: Callable[[Array, Array, Array], Array] = policy.clipped,
+    policy_loss: Callable[..., Array] = policy.clipped,
     value_clip: float | None = 0.2,
     value_coef: float = 0.1,
     entropy_coef: float = 0.0,
     kl_coef: float = 0.0,
     kl_estimator: Callable[..., Array] = kl.k2,
     importance_cap: float | None = None,
+    importance_floor: float | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """policy loss + value_coef · value loss − entropy_coef · entropy + kl_coef · KL, summed under the weights.
 
-    forward(params, batch)  -> log-probabilities, entropy, values, all f32 [B, R], at the sampling temperature
-    policy_loss             one of `objectives.policy`, or yours: (logprobs, old_logprobs, advantages) -> [B, R];
-                            bind settings with functools.partial, as in partial(policy.clipped, clip=0.1, dual_clip=3.0)
+    forward(params, batch)  -> log-probabilities, entropy, values, all f32 [B, R], at the sampling temperature; with None
+                            for values there is no critic and no value loss (`algorithms.group`)
+    policy_loss             one of `objectives.policy_zoo`, or yours: (logprobs, old_logprobs, advantages) -> [B, R], with a
+                            parameter `mask` if it needs one; bind settings with functools.partial, as in
+                            partial(policy.clipped, clip=0.1, dual_clip=3.0)
     kl_coef, kl_estimator   a KL to the reference in the loss; k2 is the one whose gradient is right (arXiv 2510.01555)
-    importance_cap          multiply the policy loss by truncated importance weights against the sampler's distribution
+    importance_cap          multiply the policy loss by truncated importance weights against the sampler's distribution;
+                            with `importance_floor` by masked ones, 0 outside [floor, cap]
     """
     mask = batch.mask
-    logprobs, entropy, values = (blank(x, mask) for x in forward(params, batch))
+    logprobs, entropy, values = forward(params, batch)
+    logprobs, entropy = blank(logprobs, mask), blank(entropy, mask)
     old, advantages = blank(batch.logprobs, mask), blank(batch.advantages, mask)
-    old_values, returns = blank(batch.values, mask), blank(batch.returns, mask)
 
+    policy_loss = policy.with_mask(policy_loss, mask)
     policy_terms = policy_loss(logprobs, old, advantages)
     if jnp.shape(policy_terms) != mask.shape:
         raise UserError(
@@ -142,9 +147,17 @@ def loss(
         )
     if importance_cap is not None:
         behaviour = blank(batch.behaviour_logprobs, mask)
-        policy_terms = policy_terms * policy.truncated_importance(old, behaviour, cap=importance_cap)
-    value_terms = value.clipped(values, old_values, returns, clip=value_clip)
-    total = policy_terms + value_coef * value_terms - entropy_coef * entropy
+        if importance_floor is None:
+            importance = policy.truncated_importance(old, behaviour, cap=importance_cap)
+        else:
+            importance = policy.masked_importance(old, behaviour, floor=importance_floor, cap=importance_cap)
+        policy_terms = policy_terms * importance
+    total, spread = policy_terms, dict[str, Array]()
+    if values is not None:
+        values, old_values, returns = (blank(x, mask) for x in (values, batch.values, batch.returns))
+        value_terms = value.clipped(values, old_values, returns, clip=value_clip)
+        total, spread = total + value_coef * value_terms, {"value/loss": value_terms, "value/mean": values}
+    total = total - entropy_coef * entropy
     if kl_coef:
         if batch.ref_logprobs is None:
             raise UserError(
@@ -154,14 +167,12 @@ def loss(
 
     ratios = policy.ratio(logprobs, old)
     pull = jax.grad(lambda x: jnp.sum(policy_loss(x, old, advantages)))(logprobs)
-    spread = {
+    spread |= {
         "policy/loss": policy_terms,
         "policy/entropy": entropy,
         "policy/ratio": ratios,
         "policy/approx_kl": kl.k3(old, logprobs),
         "policy/clip_fraction": ((pull == 0) & (advantages != 0)).astype(jnp.float32),
-        "value/loss": value_terms,
-        "value/mean": values,
     }
     metrics = {name: weighted_sum(x, weights) for name, x in spread.items()}
     metrics["policy/ratio_deviation"] = weighted_sum(jnp.abs(ratios - 1.0), weights)

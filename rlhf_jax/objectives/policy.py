@@ -1,13 +1,17 @@
-"""Policy-gradient losses: log-probabilities and advantages in, one loss a token out. Nothing is reduced here."""
+"""PPO's policy loss: log-probabilities and advantages in, one loss a token out. Nothing is reduced here.
+
+Other losses of the same form are in `policy_zoo`.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from rlhf_jax.objectives.kl import LIMIT
-
-LOSSES = ("clipped",)
-"""What a configuration may name as its policy loss."""
 
 
 def ratio(logprobs: Float[Array, "B R"], old_logprobs: Float[Array, "B R"]) -> Float[Array, "B R"]:
@@ -45,3 +49,19 @@ def truncated_importance(
     """min(π_old / π_behaviour, cap), detached: corrects for a sampler whose distribution is not the one trained
     (https://fengyao.notion.site/off-policy-rl; truncated importance sampling, Ionides 2008). Cap 2 is verl's default."""
     return jax.lax.stop_gradient(jnp.minimum(ratio(logprobs, behaviour_logprobs), cap))
+
+
+def masked_importance(
+    logprobs: Float[Array, "B R"], behaviour_logprobs: Float[Array, "B R"], *, floor: float = 0.5, cap: float = 5.0
+) -> Float[Array, "B R"]:
+    """π_old / π_behaviour where it lies in [floor, cap], else 0: a token on which the two disagree more is left out, not
+    capped (IcePop, arXiv 2510.18855 and https://ringtech.notion.site/icepop, whose bounds these are; checked against
+    the formulas in TRL's and OpenRLHF's documentation). Detached."""
+    ratios = ratio(logprobs, behaviour_logprobs)
+    return jax.lax.stop_gradient(jnp.where((ratios >= floor) & (ratios <= cap), ratios, 0.0))
+
+
+def with_mask(loss: Callable[..., Array], mask: Bool[Array, "B R"]) -> Callable[..., Array]:
+    """The loss as a function of (logprobs, old_logprobs, advantages): a parameter named `mask`, which a loss of whole
+    sequences needs, is bound; one without it is returned as it is."""
+    return functools.partial(loss, mask=mask) if "mask" in inspect.signature(loss).parameters else loss

@@ -11,6 +11,9 @@ COLOURS = 8  # classes c0 … c7 in STYLE; more lines start again, dashed
 SMOOTHED = 60
 MAX_POINTS = 400  # beyond it, neighbours are averaged: a screen has no more columns to give
 
+# Lines are told apart in grey too: each colour has its own dashes, shown in the legend.
+DASHES = ("", "8 3", "2 3", "8 3 2 3", "14 4", "5 2 1 2", "1 4", "14 3 3 3")
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart (https://jfly.uni-koeln.de/color/), darkened for
 # white paper and lightened for a dark screen.
 STYLE = """
@@ -19,15 +22,13 @@ STYLE = """
 --c6:#b5b5b5;--c7:#b09fe0}}
 figure{margin:0;min-width:0}figcaption{display:flex;gap:.5em;align-items:baseline;margin-bottom:.2em}
 figcaption b{font-weight:600}.legend{display:flex;flex-wrap:wrap;gap:.1em 1em;min-height:1.4em;font-size:.82em}
-.legend i{display:inline-block;width:1.2em;border-top:2.5px solid;margin-right:.4em;vertical-align:.25em}
-.legend i.dashed{border-top-style:dashed}svg{display:block;width:100%;height:auto;overflow:visible}
+svg{display:block;width:100%;height:auto;overflow:visible}
+.legend svg{display:inline-block;width:2em;height:.5em;margin-right:.4em;vertical-align:.1em}.legend line{stroke-width:2.5}
 svg text{font-size:11px;fill:var(--soft)}svg .grid{stroke:var(--line);stroke-width:1}
-svg polyline{fill:none;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}svg .raw{stroke-width:1;opacity:.28}
-svg .dashed{stroke-dasharray:6 4}
-""" + "".join(
-    f"svg .c{i}{{stroke:var(--c{i})}}.legend .c{i}{{border-color:var(--c{i})}}svg circle.c{i}{{fill:var(--c{i})}}"
-    for i in range(8)
-)
+svg polyline{fill:none;stroke-width:1.8;stroke-linejoin:round}
+""" + "".join(f"svg .c{i}{{stroke:var(--c{i})}}svg circle.c{i}{{fill:var(--c{i})}}" for i in range(8))
+STYLE += "".join(f"svg .c{i}{{stroke-dasharray:{dashes}}}" for i, dashes in enumerate(DASHES) if dashes)
+STYLE += "svg .dashed{stroke-dasharray:6 4}svg .raw{stroke-width:1;opacity:.28;stroke-dasharray:none}"
 
 
 class Series(NamedTuple):
@@ -97,7 +98,8 @@ def lines(title: str, unit: str, series: Sequence[Series], x_label: str = "itera
     legend = []
     for i, s in enumerate(series):
         look = f"c{i % COLOURS}" + (" dashed" if i >= COLOURS else "")
-        legend.append(f'<span><i class="{look}"></i>{escape(s.name)}</span>')
+        key = f'<svg viewBox="0 0 28 6" aria-hidden="true"><line class="{look}" x1="0" x2="28" y1="3" y2="3"/></svg>'
+        legend.append(f"<span>{key}{escape(s.name)}</span>")
         smooth = len(s.y) > SMOOTHED
         parts += _curve(s.x, s.y, look + (" raw" if smooth else ""), place)
         if smooth:

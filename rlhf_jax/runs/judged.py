@@ -2,7 +2,7 @@
 
 import inspect
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,6 +72,6 @@ def pairs(comparisons: Sequence[records.Comparison], judgements: str = "votes") 
         return records.votes(comparisons)
     if judgements == "each":
         return [pair for comparison in comparisons for pair in records.pairs(comparison)]
-    rule = {"dawid_skene": annotators.dawid_skene, "crowd_bt": annotators.crowd_bt}[judgements]
+    rule: Callable[..., tuple[list[records.Pair], dict[str, float]]] = getattr(annotators, judgements)
     by_axis = [of_axes(comparisons, [axis]) for axis in dict.fromkeys(c.axis for c in comparisons if c.weight > 0)]
     return [pair for group in by_axis for pair in rule(group)[0]]

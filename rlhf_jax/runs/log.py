@@ -11,10 +11,7 @@ import json
 import math
 import os
 import re
-import shlex
 import shutil
-import sys
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,7 +20,8 @@ import jax
 import numpy as np
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.runs import strict_yaml, versions
+from rlhf_jax.runs import strict_yaml, track, versions
+from rlhf_jax.runs.lines import read_lines
 from rlhf_jax.runs.progress import progress
 from rlhf_jax.runs.ranges import check, shown
 
@@ -53,12 +51,14 @@ class Run:
     begun: tuple[Path, ...] = ()
     """The files and folders that this run may take away again if it ends in an error before its first line of metrics:
     none of them was there before. Empty where it goes on with an earlier run."""
+    tracker: track.Tracker = track.Tracker()
 
     def log(self, iteration: int, metrics: Mapping[str, Any]) -> None:
         """Write the scalars of one iteration (Python, NumPy or JAX; fetched from the device in one go)."""
         row, bad = _numbers(dict(zip(metrics, jax.device_get(list(metrics.values())))))  # a dict would come back sorted
         self.nonfinite += bad
         self._append("metrics", iteration, row | ({"log/nonfinite": bad} if bad else {}))
+        self.tracker.log(iteration, row)
 
     def time(self, iteration: int, seconds: Mapping[str, Any]) -> None:
         """Write the wall-clock seconds of one iteration by phase, such as {"generate": 1.5, "update": 0.7}."""
@@ -66,11 +66,13 @@ class Run:
 
     def sample(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write texts: rows of {iteration, prompt, response, stage ("before", "after" or "train"), score, parts}."""
+        rows = list(rows)
         for row in rows:
             missing = {"iteration", "prompt", "response", "stage"} - set(row)
             check(not missing, f"a sample needs {', '.join(sorted(missing))}, got {', '.join(map(str, row))}")
             check(row["stage"] in STAGES, f"stage must be one of {', '.join(STAGES)}, got {row['stage']!r}")
             self._write("samples", _plain(row))
+        self.tracker.sample([_plain(row) for row in rows])
 
     def cut(self, iteration: int) -> None:
         """Drop the lines of every iteration after this one, and those that a kill left unfinished: for a resume."""
@@ -89,6 +91,8 @@ class Run:
             file.close()
         self.files.clear()
         self.lock = None
+        self.tracker.close()
+        self.tracker = track.Tracker()
 
     def __enter__(self) -> "Run":
         return self
@@ -173,32 +177,15 @@ def open_run(
             check((folder / "config.yaml").is_file(), f"{folder} holds no config.yaml, so it is no run to resume")
             _same_config(folder, strict_yaml.plain(cfg), may_grow, may_change)
         _replace(folder / "config.yaml", strict_yaml.dump(cfg))
-        _replace(folder / "about.json", _line({"command": _command()} | _plain(about or {})))
+        _replace(folder / "about.json", _line({"command": versions.command()} | _plain(about or {})))
+        tracker = track.tracker(folder, strict_yaml.plain(cfg))
         now = versions.record(folder / "versions.json")
         _replace(folder / "versions.json", json.dumps(now, indent=1) + "\n")
     except BaseException:
         lock.close()
         _take_away(begun)
         raise
-    return Run(folder, writes=True, lock=lock, begun=() if goes_on else begun)
-
-
-def read_lines(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's .jsonl file. A line that is no JSON object with an iteration is left out, with a warning."""
-    rows, bad = [], 0
-    with open(path, encoding="utf-8", errors="surrogatepass", newline="\n") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if line.endswith("\n") and isinstance(row, dict) and isinstance(row.get("iteration"), int):
-                rows.append(row)
-            else:
-                bad += 1
-    if bad:
-        warnings.warn(f"{path}: {bad} unreadable line(s) left out", stacklevel=2)
-    return rows
+    return Run(folder, writes=True, lock=lock, begun=() if goes_on else begun, tracker=tracker)
 
 
 def _numbers(metrics: Mapping[str, Any]) -> tuple[dict[str, int | float | None], int]:
@@ -262,7 +249,7 @@ def _take_away(paths: Iterable[Path]) -> None:
 
 def _empty(folder: Path) -> None:
     """Delete an earlier run's files, and only those: overwriting a mistyped folder must not cost anybody's work."""
-    known = {*RECORDS, "report.html", "checkpoints"} | {f"{n}.jsonl" for n in LINES}
+    known = {*RECORDS, "report.html", "checkpoints", *track.FOLDERS} | {f"{n}.jsonl" for n in LINES}
     strange = sorted(path.name for path in folder.iterdir() if path.name not in known and path.name[0] != ".")
     check(
         not strange, f"{folder} holds {shown(strange)}, which no run wrote: delete it by hand or choose another folder"
@@ -290,9 +277,3 @@ def _same_config(folder: Path, new: Any, may_grow: Sequence[str], may_change: Se
             check(grown and now[key] >= was[key], f"{key} may only grow on a resume: {folder} has {old}, now {this}")
         else:
             raise UserError(f"{folder} was begun with {key} {old}, now it is {this}: resume with the same settings")
-
-
-def _command() -> str:
-    """The command line, with the script's path as seen from the working folder where it lies in there."""
-    script = os.path.relpath(sys.argv[0])
-    return shlex.join(["python", sys.argv[0] if script.startswith("..") else script, *sys.argv[1:]])

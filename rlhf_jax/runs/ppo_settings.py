@@ -68,7 +68,7 @@ class PPO:
     target_kl: float | None = None
     """Stop an update once the policy has moved this many nats a token from the one that sampled."""
     policy_loss: str = "clipped"
-    """A function of rlhf_jax.objectives.policy, or "file.py:function" of yours."""
+    """A function of rlhf_jax.objectives.policy_zoo, or "file.py:function" of yours."""
     clip: float = 0.2
     """How far the ratio may move from 1 before a token stops pulling (arXiv 1707.06347)."""
     clip_high: float | None = None
@@ -99,6 +99,8 @@ class PPO:
     """Tokens before the window's end over which a length penalty grows to 1 (arXiv 2503.14476)."""
     importance_cap: float | None = None
     """Correct for truncated or stale sampling by importance weights up to this."""
+    importance_floor: float | None = None
+    """Leave tokens out whose importance weight is below this or above the cap (IcePop, arXiv 2510.18855); None caps them."""
     critic_warmup: int = 0
     """Iterations in which only the value model learns."""
     value_lr: float | None = None
@@ -125,12 +127,16 @@ class PPO:
             "value_clip",
             "reward_clip",
         )
-        for name in (*optional, "importance_cap", "value_lr"):
+        for name in (*optional, "importance_cap", "importance_floor", "value_lr"):
             if getattr(self, name) is not None:
                 ranges.positive(name, getattr(self, name))
         if self.value_lam is not None:
             ranges.fraction("value_lam", self.value_lam)
-        penalty = self.missing_eos_penalty
+        penalty, cap, floor = self.missing_eos_penalty, self.importance_cap, self.importance_floor
+        ranges.check(
+            floor is None or (cap is not None and floor < cap),
+            f"importance_floor must be below importance_cap, got {floor} and {'none' if cap is None else cap}",
+        )
         ranges.check(penalty is None or math.isfinite(penalty), f"missing_eos_penalty must be finite, got {penalty}")
         ranges.check(self.dual_clip is None or self.dual_clip > 1, f"dual_clip must be above 1, got {self.dual_clip}")
         ranges.choice("kl_in", self.kl_in, ("reward", "loss"))

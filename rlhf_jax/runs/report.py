@@ -17,7 +17,7 @@ from typing import Any
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.runs import chart, page, strict_yaml
-from rlhf_jax.runs.log import read_lines
+from rlhf_jax.runs.lines import read_lines
 from rlhf_jax.runs.page import Loaded
 from rlhf_jax.runs.ranges import check, nearest_file
 

@@ -1,9 +1,12 @@
-"""What ran: package versions, devices, and the commit of the source."""
+"""What ran: the command, package versions, devices, and the commit of the source."""
 
 import importlib.metadata
 import json
+import os
 import platform
+import shlex
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,12 @@ from typing import Any
 import jax
 
 PACKAGES = ("rlhf-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+
+
+def command() -> str:
+    """The command line, with the script's path as seen from the working folder where it lies in there."""
+    script = os.path.relpath(sys.argv[0])
+    return shlex.join(["python", sys.argv[0] if script.startswith("..") else script, *sys.argv[1:]])
 
 
 def current() -> dict[str, Any]:

@@ -380,6 +380,26 @@ def test_importance_cap():
     np.testing.assert_array_equal(plain["value/loss"], told["value/loss"])
 
 
+def test_importance_floor():
+    """With a floor, tokens whose π_old / π_behaviour lies outside [floor, cap] are left out, and none is capped."""
+    shift = np.random.default_rng(0).normal(size=mask().shape)
+    stale = whitened().replace(behaviour_logprobs=jnp.asarray(whitened().logprobs - shift, jnp.float32))
+    (_, told), slope = measured(stale, importance_cap=1.8, importance_floor=0.6)
+    terms = oracles.each(
+        lambda a, b, c, d: oracles.clipped(a, b, c, 0.2, 0.2) * (np.exp(d) if 0.6 <= np.exp(d) <= 1.8 else 0.0),
+        now()[0],
+        np.asarray(stale.logprobs, np.float64),
+        np.asarray(stale.advantages, np.float64),
+        shift,
+    )
+    assert float(told["policy/loss"]) == pytest.approx(mean(terms), rel=1e-4)
+    (_, capped), other = measured(stale, importance_cap=1.8)
+    differ(capped["policy/loss"], told["policy/loss"])
+    differ(slope["policy"], other["policy"])
+    with pytest.raises(UserError, match="importance_floor must be below importance_cap"):
+        PPO(importance_floor=0.5)
+
+
 def test_truncated_sampling_needs_the_importance_cap():
     """top-k, top-p and min-p sample another distribution than PPO trains: refused unless corrected for."""
     make = functools.partial(script.Experiment, policy="p", prompts="q", rewards={"r": Reward(function="f.py:g")})
@@ -666,6 +686,7 @@ SETTINGS = {
     "bootstrap_truncated": test_bootstrap_truncated,
     "overlong_buffer": test_overlong_penalty,
     "importance_cap": test_importance_cap,
+    "importance_floor": test_importance_floor,
     "critic_warmup": test_critic_warmup,
     "value_lr": test_separate_learning_rate_of_the_value_model,
     "reference_every": test_script_reference_follows_the_policy,

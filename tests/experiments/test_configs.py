@@ -6,9 +6,12 @@ import shlex
 import typing
 from pathlib import Path
 
+import best_of_n
 import convert
+import dpo
 import evaluate
 import generate
+import grpo
 import label
 import ppo
 import pytest
@@ -20,7 +23,7 @@ import sft
 from rlhf_jax.runs import config
 
 CONFIGS = Path(__file__).parent.parent.parent / "experiments" / "configs"
-SCRIPTS = {"sft": sft, "reward": reward_model, "ppo": ppo, "rounds": rounds}
+SCRIPTS = {"sft": sft, "reward": reward_model, "ppo": ppo, "rounds": rounds, "dpo": dpo, "best": best_of_n, "grpo": grpo}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
@@ -54,7 +57,9 @@ def fields(cls, prefix=""):
 
 
 @pytest.mark.parametrize(
-    "script", [sft, reward_model, ppo, generate, evaluate, convert, label, rounds, quickstart], ids=lambda s: s.__name__
+    "script",
+    [sft, reward_model, ppo, grpo, dpo, best_of_n, generate, evaluate, convert, label, rounds, quickstart],
+    ids=lambda s: s.__name__,
 )
 def test_help_explains_every_setting(script, capsys):
     """Each has a word of its own before argparse's "(type: …)"; each group's title, its docstring, is one whole line."""

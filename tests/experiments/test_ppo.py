@@ -244,6 +244,7 @@ def flipped():
         kl_coef=0.06, target_kl=0.07, policy_loss="clipped", clip=0.11, clip_high=0.12, dual_clip=1.3, value_clip=0.14,
         value_coef=0.15, entropy_coef=0.16, weights="sequence_mean", whiten_advantages=False, whiten_rewards=True,
         reward_clip=0.17, missing_eos_penalty=-0.18, mask_truncated=True, overlong_buffer=19, importance_cap=2.1,
+        importance_floor=0.7,
     )  # fmt: skip
 
 
@@ -276,6 +277,7 @@ def test_settings_of_the_loss_and_the_update_arrive(monkeypatch, where):
         "kl_coef": 0.06 if where == "loss" else 0.0,
         "kl_estimator": kl.k3,
         "importance_cap": 2.1,
+        "importance_floor": 0.7,
     }
     assert (seen["epochs"], seen["minibatches"], seen["microbatches"]) == (3, 5, 7)
     assert seen["stop"]({"policy/approx_kl": 0.071}) and not seen["stop"]({"policy/approx_kl": 0.069})

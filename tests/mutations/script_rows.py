@@ -51,9 +51,9 @@ ROWS: tuple[Mutation, ...] = (
     row(
         "reference-is-the-policy",
         28,
-        "ppo",
-        "reference=lambda *row, reference=ref_params: policy_forward(reference, *row)[0]",
-        'reference=lambda *row: policy_forward(state.params["policy"], *row)[0]',
+        "ppo_parts",
+        "reference=lambda *row: policy(reference, *row)[0]",
+        'reference=lambda *row: policy(params["policy"], *row)[0]',
         "the_kl_is_zero_before_the_first_step_and_not_after",
         "the KL is to the policy itself, always 0",
     ),
@@ -105,7 +105,7 @@ ROWS: tuple[Mutation, ...] = (
     row(
         "same-prompts-always",
         0,
-        "ppo",
+        "ppo_parts",
         "cfg.prompts_per_iteration, seed=cfg.seed, step=iteration)",
         "cfg.prompts_per_iteration, seed=cfg.seed, step=0)",
         "options_run",
@@ -123,7 +123,7 @@ ROWS: tuple[Mutation, ...] = (
     row(
         "generates-in-two-shapes",
         0,
-        "ppo",
+        "ppo_parts",
         "np.arange(cfg.rows, dtype=np.int32).reshape(cfg.prompts_per_iteration, -1)",
         "np.arange(cfg.rows, dtype=[np.int32, np.int16][iteration % 2]).reshape(cfg.prompts_per_iteration, -1)",
         "everything_is_compiled_once",

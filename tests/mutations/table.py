@@ -14,13 +14,16 @@ from tests.mutations import (
     mended_rows,
     model_rows,
     moe_rows,
+    policy_zoo_rows,
     ppo_rows,
+    preference_rows,
     quantised_rows,
     records_rows,
     reward_rows,
     script_rows,
     statistics_rows,
     store_rows,
+    sweep_rows,
 )
 from tests.mutations.mutation import Mutation
 
@@ -54,10 +57,13 @@ MUTATIONS: tuple[Mutation, ...] = (
     *moe_rows.ROWS,
     *family_rows.ROWS,
     *ppo_rows.ROWS,
+    *preference_rows.ROWS,
+    *policy_zoo_rows.ROWS,
     *records_rows.ROWS,
     *reward_rows.ROWS,
     *quantised_rows.ROWS,
     *script_rows.ROWS,
     *statistics_rows.ROWS,
     *store_rows.ROWS,
+    *sweep_rows.ROWS,
 )

@@ -1,0 +1,141 @@
+"""A sweep in this process: a function of a notebook cell over points × seeds, and the same comparison as of a script.
+
+def run(seed, loss):
+    ...
+    return {"reward": reward, "kl": [kl_1, kl_2, …]}     # a number, or a list: a curve of which the end counts
+
+shown = in_process.sweep(run, {"clip": {"loss": clipped}, "mine": {"loss": mine}}, seeds=5, baseline="clip")
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.runs import chart
+from rlhf_jax.runs.ranges import check, nearest, one_line, shown
+from rlhf_jax.runs.sweep import charts, page, spec
+from rlhf_jax.runs.sweep.compare import table
+from rlhf_jax.runs.sweep.results import Curve, Outcome, Results, last, summary
+
+# On white under any theme of the notebook, which a page cannot know.
+STYLE = f"""{chart.STYLE}{charts.STYLE}
+.sweep{{--paper:#fff;--ink:#1c1e21;--soft:#667;--line:#e4e6ea;--c0:#0072b2;background:#fff;color:#1c1e21;padding:1em}}
+.sweep .charts{{display:grid;gap:1.2rem;grid-template-columns:repeat(auto-fill,minmax(300px,1fr))}}.sweep .n{{text-align:right}}
+.sweep td,.sweep th{{padding:.2em .9em .2em 0;color:#1c1e21;background:#fff}}
+"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The results, as a notebook shows them: tables and charts."""
+
+    results: Results
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The comparison, one row a metric and arm, with all numbers in full."""
+        return table(self.results)
+
+    def points(self) -> list[dict[str, Any]]:
+        """One row a point."""
+        return summary(self.results)
+
+    def write(self, folder: str | Path) -> Path:
+        """Write summary.csv, comparison.csv and report.html; the path of the last."""
+        return page.write(self.results, folder)
+
+    def __str__(self) -> str:
+        return page.text(self.results)
+
+    def _repr_html_(self) -> str:
+        found = self.results
+        parts = "".join(f"<h3>{page.name(m)}</h3>{page.metric_html(found, m)}" for m in found.metrics)
+        return f'<style>{STYLE}</style><div class="sweep">{page.head(found)}{page.failures(found)}{parts}</div>'
+
+
+def sweep(
+    function: Callable[..., Mapping[str, Any]],
+    points: Mapping[str, Mapping[str, Any]] | None = None,
+    seeds: int | Sequence[int] = 5,
+    *,
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    metrics: Sequence[str] | Mapping[str, Any] | None = None,
+    baseline: str = "",
+    title: str = "A sweep",
+    tell: Callable[[str], None] = print,
+) -> Shown:
+    """Call function(seed=…, **settings) for every arm and seed, seed by seed, and compare what it returns.
+
+    `points` are arms by name, {"mine": {"loss": mine}}; `grid` makes one of every combination, named by its values.
+    `metrics` (default: all that the first call returns) may say more of each, as in a sweep's YAML. A call that raises is a
+    failure: it is listed, and its arm has no average. `tell` hears a line a call. UserError, before the first call, for an
+    arm that is no baseline's, no seeds, no arms, arms alike; after it, for a metric that it does not return.
+    """
+    arms = _arms(points, grid)
+    numbers = spec.seeds_of(seeds)
+    spec.check_baseline(baseline, arms)
+    chosen = None if metrics is None else spec.metrics_of(metrics)
+    found: list[Outcome] = []
+    logged: list[str] = []
+    for seed in numbers:
+        for arm, settings in arms.items():
+            began = time.perf_counter()
+            curves: dict[str, Curve] = {}
+            error = ""
+            try:
+                curves = {name: _curve(name, value) for name, value in function(seed=seed, **settings).items()}
+            except Exception as raised:  # whatever it is: the other points go on
+                error = f"{type(raised).__name__}: {one_line(str(raised))}"
+            seconds = round(time.perf_counter() - began, 3)
+            if curves and not logged:
+                logged = list(curves)
+                for metric in chosen or ():
+                    known = metric.name in logged or metric.optional
+                    check(
+                        known,
+                        f"metrics: {metric.name!r} is not among what the function returns{nearest(metric.name, logged)}",
+                    )
+            found.append(Outcome(arm, seed, "failed" if error else "done", {}, curves, error, seconds=seconds))
+            tell(f"{len(found)}/{len(arms) * len(numbers)}  {arm}, seed {seed}  {error or f'{seconds:.1f} s'}")
+    judged = chosen or spec.metrics_of(logged or ["nothing"])
+    over = {metric.name: metric.over for metric in judged}
+    outcomes = [
+        point._replace(values={name: last(curve, over[name]) for name, curve in point.curves.items() if name in over})
+        for point in found
+    ]
+    return Shown(Results(title, tuple(arms), numbers, judged, baseline, tuple(outcomes)))
+
+
+def _arms(
+    points: Mapping[str, Mapping[str, Any]] | None, grid: Mapping[str, Sequence[Any]] | None
+) -> dict[str, Mapping[str, Any]]:
+    arms: dict[str, Mapping[str, Any]] = {str(name): dict(own) for name, own in (points or {}).items()}
+    named = {key: [_word(value) for value in values] for key, values in (grid or {}).items()}
+    back = {key: dict(zip(named[key], values)) for key, values in (grid or {}).items()}
+    for arm, settings in spec.arms_of(None, named).items():
+        check(arm not in arms, f"points.{arm} has the name of a combination of the grid: duplicate points")
+        arms[arm] = {key: back[key][word] for key, word in settings.items()}
+    check(bool(arms), "points or grid must name an arm, as in {'mine': {'loss': mine}}")
+    known = list(arms.items())
+    for i, (arm, settings) in enumerate(known):
+        twin = next((name for name, other in known[:i] if _same(settings, other)), None)
+        check(twin is None, f"duplicate points: {twin!r} and {arm!r} have the same settings")
+    return arms
+
+
+def _word(value: Any) -> str:
+    return str(getattr(value, "__name__", None) or value)
+
+
+def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+
+
+def _curve(name: str, value: Any) -> Curve:
+    array = np.atleast_1d(np.asarray(value))
+    check(array.ndim == 1 and array.size > 0 and array.dtype.kind in "biuf",
+          f"{name} must be a number or a list of numbers, got {shown(value)}")  # fmt: skip
+    return {i: float(v) if np.isfinite(v) else None for i, v in enumerate(array)}

@@ -1,0 +1,91 @@
+"""Mistakes in sweeps, in their statistics and in tracking: a wrong comparison looks as convincing as a right one."""
+
+from tests.mutations.mutation import Mutation
+
+RUN, BAD, PAGE = "tests/runs/test_sweep.py", "tests/runs/test_sweep_bad_input.py", "tests/runs/test_sweep_page.py"
+STATISTICS, TRACK, LIVE = (
+    "tests/evaluation/test_aggregates.py",
+    "tests/runs/test_track.py",
+    "tests/runs/test_sweep_live.py",
+)
+AGGREGATES, SWEEP = "rlhf_jax/evaluation/aggregates.py", "rlhf_jax/runs/sweep"
+TOLD = f"{BAD} test_a_mistake_is_told_before_anything_runs"
+TABLE = f"{RUN} test_the_table_is_recomputed_from_the_lines_of_the_runs"
+KILLED = f"{RUN} test_six_points_killed_twice_end_each_exactly_once"
+LOST = f"{RUN} test_failures_are_listed_and_never_averaged_away"
+SAME = f"{RUN} test_an_id_is_of_what_is_computed_and_nothing_else"
+
+
+def row(id: str, file: str, find: str, replace: str, tests: str, reason: str) -> Mutation:
+    """`tests` is "FILE name …"; a file without a folder is one of the sweep's."""
+    path, *names = tests.split()
+    file = file if "/" in file else f"{SWEEP}/{file}"
+    return Mutation(f"sweep-{id}", 0, file, find, replace, tuple(f"{path}::{name}" for name in names), reason)
+
+
+# fmt: off
+ROWS: tuple[Mutation, ...] = (
+    row("iqm-share", AGGREGATES, "axis=axis), 0.25, axis=axis)", "axis=axis), 0.2, axis=axis)",
+        f"{STATISTICS} test_estimates_are_those_of_plain_loops", "another share is cut off than in the paper"),
+    row("ties-lost", AGGREGATES, "(x > y) + 0.5 * (x == y)", "(x > y) + 0.0 * (x == y)",
+        f"{STATISTICS} test_the_figures_that_rliable_publishes", "equal arms look worse than the baseline"),
+    row("strata-together", AGGREGATES, "    low, high = _resampled(samples, _iqm, level, resamples, seed)\n",
+        "    low, high = _resampled([np.concatenate(samples)], _iqm, level, resamples, seed)\n",
+        f"{STATISTICS} test_strata_are_resampled_each_on_its_own", "the spread between tasks counts as noise"),
+    row("one-sided-level", AGGREGATES, "confidence_level=_level(level),", "confidence_level=2 * _level(level) - 1,",
+        f"{STATISTICS} test_intervals_are_quantiles_of_every_resample_there_is", "a 90 % interval called 95 %"),
+    row("band-of-points", AGGREGATES, "drawn, [tail, 1 - tail], axis=0)", "drawn, [2 * tail, 1 - 2 * tail], axis=0)",
+        f"{STATISTICS} test_a_band_is_the_interval_at_every_iteration", "bands narrower than they say"),
+    row("survivors-averaged", "compare.py", 'if set(lost) - {"not run yet"} else told',
+        'if set(lost) - {"not run yet", "failed"} else told',
+        LOST, "an arm of which a seed crashed has the average of those that did not"),
+    row("nan-averaged-away", "results.py", "if len(finite) == len(tail) else None", "if finite else 0.0",
+        LOST, "a run that ended in NaN counts as 0"),
+    row("tail-of-a-run", "results.py", "real[-max(1, round(over * len(real))) :]", "real[: max(1, round(over * len(real)))]",
+        TABLE, "the first values are compared, not the last"),
+    row("lower-is-better", "compare.py", 'if better == "higher" else (base, values)',
+        'if better == "higher" else (values, base)',
+        TABLE, "a metric that should fall is an improvement when it rises"),
+    row("gain-turned-round", "compare.py", "[values[seed] - base[seed] for seed in common]",
+        "[base[seed] - values[seed] for seed in common]",
+        TABLE, "worse arms look better"),
+    row("done-run-again", "execute.py", 'states = {job.id: "done" if state.done(job) else "waiting" for job in jobs}',
+        'states = {job.id: "waiting" for job in jobs}\n    shutil.rmtree(jobs[0].folder, ignore_errors=True)',
+        KILLED, "a finished point is run again"),
+    row("anew-not-resumed", "execute.py", '*(["--resume", "true"] if goes_on else [])', "*[]",
+        KILLED, "an interrupted point begins anew"),
+    row("marker-of-a-failure", "execute.py", "        if code == 0:\n", "        if code >= 0:\n", LOST,
+        "a failed point counts as done"),
+    row("stage-not-awaited", "execute.py", 'if needed - {"done"}:', 'if needed - {"done", "waiting", "running"}:',
+        f"{RUN} test_stages_run_once_a_seed_before_what_needs_them", "points begin before the stage that they read"),
+    row("stop-is-a-failure", "execute.py", "        if stopping:\n", "        if False:\n",
+        f"{RUN} test_a_signal_is_passed_on_and_the_points_are_no_failures", "what somebody stopped is told as a failure"),
+    row("saving-in-the-id", "plan.py", '"resume", "save_every", "keep"', '"resume", "keep"', SAME,
+        "how often a run saves makes it another run"),
+    row("functions-not-in-the-id", "plan.py", "functions = {spec: _function_hash(spec) for spec in sorted(_functions(settings))}",
+        "functions = {}", SAME, "an edited loss has the results of the old one"),
+    row("place-in-the-id", "plan.py", 'f"stage {job.id}")\n', "str(job.folder))\n",
+        f"{RUN} test_an_id_follows_its_stages_and_not_their_place", "a sweep in another folder has other ids"),
+    row("duplicates-run", "plan.py", "check(twin is job,", "check(True,", TOLD, "one run under two names, told to differ"),
+    row("baseline-unknown", "spec.py", "known = not baseline or baseline in arms", "known = True", TOLD,
+        "a misspelt baseline compares with nothing"),
+    row("seeds-empty", "spec.py", "check(len(seeds) > 0,", "check(len(seeds) >= 0,", TOLD, "a sweep of no runs ends well"),
+    row("metric-unknown", "results.py", "metric.name not in names and not metric.optional", "not names and not metric.optional",
+        f"{BAD} test_a_metric_that_no_run_has_is_told_after_the_first_run_and_then_before_any",
+        "a misspelt metric is told when all has run"),
+    row("stage-unread", "plan.py", "check(not unread,", "check(True,", TOLD, "a stage runs for nobody"),
+    row("dots-off", "charts.py", 'class="dot" cx="{place(row.value)}"', 'class="dot" cx="{place(0.99 * row.value)}"',
+        f"{PAGE} test_dots_stand_where_their_values_are", "dots that do not stand at their values"),
+    row("unescaped-notes", "page.py", 'f"<p>{escape(note)}</p>"', 'f"<p>{note}</p>"',
+        f"{PAGE} test_nothing_on_the_page_runs_or_is_fetched", "texts become tags"),
+    row("notebook-failure-lost", "in_process.py", '"failed" if error else "done"', '"done"',
+        f"{PAGE} test_a_function_of_a_notebook_is_swept_in_process", "a call that raised is not told of"),
+    row("early-samples-lost", "rlhf_jax/runs/track.py", "            early.append(rows)\n", "            pass\n",
+        f"{TRACK} test_trackers_hear_what_the_run_logs_and_open_at_the_first_metrics",
+        "the samples from before training are lost"),
+    row("tracker-left-open", "rlhf_jax/runs/log.py", "        self.tracker.close()\n", "",
+        f"{TRACK} test_trackers_hear_what_the_run_logs_and_open_at_the_first_metrics", "the last events are never written"),
+    row("old-news", "live.py", 'if job.id not in known and now == "done":', "if False:",
+        f"{LIVE} test_elsewhere_it_is_a_line_a_change", "what was done before is told as if it ran now"),
+)
+# fmt: on
