@@ -235,6 +235,12 @@ def test_a_token_without_probability_is_never_drawn(size):
     assert np.all(np.exp(logits - logits.max(axis=1, keepdims=True))[np.arange(len(tokens)), tokens] > 0)
 
 
+def test_a_target_that_rounding_put_below_zero_draws_no_token_without_probability():
+    """What is left of the number after the blocks before can be a little below 0."""
+    mass = jnp.float32([[0.0, 0.0, 1.0, 0.0]])
+    assert sampling.first_beyond(mass, jnp.float32([[-1e-9]])).item() == 2
+
+
 @pytest.mark.parametrize("size", [5, 128, 300, 1000])
 def test_the_draw_inverts_the_distribution_function(size):
     rng = np.random.default_rng(7)

@@ -231,7 +231,7 @@ ROWS: tuple[Mutation, ...] = (
         "below = (logits + 1e6) - (jnp.max(logits, axis=-1, keepdims=True) + 1e6)", "digits lost to large logits",
         "test_truncation_keeps_what_transformers_keeps"),
     row("draw-without-mass", 0, SAMPLING, " & (mass > 0)", "", "a token of probability 0 at a number of 0",
-        "test_a_token_without_probability_is_never_drawn"),
+        "test_a_target_that_rounding_put_below_zero_draws_no_token_without_probability"),
     row("draw-fallback-last", 0, SAMPLING, "fallback = jnp.argmax(mass, axis=-1, keepdims=True)",
         "fallback = jnp.full((*mass.shape[:-1], 1), mass.shape[-1] - 1)", "rounding ends in the padding",
         "test_a_token_without_probability_is_never_drawn"),
