@@ -95,6 +95,7 @@ def run_seed(cfg: Experiment) -> Outcome:
     if (folder / "world").is_dir():
         print(f"replacing the earlier run in {folder}")
         shutil.rmtree(folder)
+    print("base model, SFT, samples and judgements, reward model, PPO, evaluation: some 4 minutes on 2 idle cores")
     files = made_files(cfg, folder / "world")
     common: dict[str, Any] = {"seed": cfg.seed, "compute": compute, "save_every": 0}
     adam = settings.Optimizer(lr=4e-3, schedule="cosine", warmup=0.05, eps=1e-8, beta2=0.95)
