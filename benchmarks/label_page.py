@@ -96,6 +96,11 @@ def summary(times: list[float]) -> dict[str, float]:
     return {"median": round(at[9], 2), "p95": round(at[18], 2), "max": round(max(times), 2), "n": len(times)}
 
 
+def below(took: dict[str, list[float]], limit: float = 100) -> bool:
+    """Whether the 95th percentile of every kind of request is below `limit` milliseconds."""
+    return all(summary(times)["p95"] < limit for times in took.values())
+
+
 def main() -> None:
     """Measure, print."""
     told = argparse.ArgumentParser(description="Time of a load of the labelling page.")
@@ -134,7 +139,7 @@ def main() -> None:
         "load_average": round(os.getloadavg()[0], 1),
         "alone_ms": {name: summary(times) for name, times in alone.items()},
         f"beside_{given.others}_ms": {name: summary(times) for name, times in busy.items()},
-        "p95_below_100_ms": all(summary(times)["p95"] < 100 for times in alone.values()),
+        "p95_below_100_ms": {name: below(took) for name, took in {"alone": alone, "beside_others": busy}.items()},
     }
     print(json.dumps(found))
 

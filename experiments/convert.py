@@ -12,7 +12,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import formats, leakage
 from rlhf_jax.feedback.formats import exports
 from rlhf_jax.feedback.formats import write as formats_export
-from rlhf_jax.runs import config, data
+from rlhf_jax.runs import config, data, who_judged
 from rlhf_jax.runs.ranges import check, choice
 
 READ: dict[str, Callable[..., tuple[list[Any], formats.Report]]] = {
@@ -38,6 +38,8 @@ class Experiment:
     """What to read: comparisons, ratings, demonstrations or prompts."""
     format: str = "auto"
     """Form of the file read; auto tells by its keys."""
+    source_kind: str = ""
+    """Who judged, where the file does not say: human, ai or synthetic; empty: a file that does not say is taken as human."""
     data: str = ""
     """Folder of data files; RLHF_JAX_DATA is another."""
     source_kinds: tuple[str, ...] = ()
@@ -55,13 +57,14 @@ class Experiment:
         choice("records", self.records, READ)
         choice("form", self.form, exports.FORMS)
         choice("repeats", self.repeats, ("keep", "drop"))
+        choice("source_kind", self.source_kind, who_judged.KINDS)
+        check(not self.source_kind or self.records != "prompts", "source_kind: nobody judges a prompt; leave it out")
         check(self.repeats == "keep" or self.records == "comparisons", "repeats: only comparisons can be repeated")
 
 
 def main(cfg: Experiment) -> dict[str, Any]:
     """Convert; the manifest."""
-    found, told = READ[cfg.records](data.find(cfg.given, cfg.data), cfg.format)
-    print(told.text())
+    found, _ = who_judged.read(READ[cfg.records], data.find(cfg.given, cfg.data), cfg.format, cfg.source_kind)
     if cfg.repeats == "drop":
         found, count = leakage.without_repeats(found)
         print(f"{count} repeated judgements left out.")

@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import label_parts as parts
+import label_select
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.feedback.selection import LEAST_RANDOM
 from rlhf_jax.feedback.store import export as store_export
 from rlhf_jax.feedback.store import gold, open_store
 from rlhf_jax.feedback.store.add import add_items
@@ -76,6 +78,8 @@ class Experiment:
     """File of ready responses, as generate.py writes it, instead of `prompts` and `policy`."""
     export: str = ""
     """Only write the judgements to this file, for reward_model.py, and do not serve the page."""
+    include_groups: bool = False
+    """Export what people chose to tell about themselves too (`groups`); it stays in the store otherwise."""
     pause: str = ""
     """Only ask this annotator to stop: no more tasks until `resume`. Works while the page is served elsewhere."""
     resume: str = ""
@@ -96,6 +100,9 @@ class Experiment:
     """Names, with commas between them; everyone gets a link of their own."""
     admin: str = ""
     """Which of the annotators may fetch the report from the server (/api/report.html)."""
+    groups: str = ""
+    """JSON file of what annotators chose to tell about themselves, and agree to have kept: {"ann": {"age": "30-39"}}; null
+    takes it back."""
     overlap: int = 1
     """How many people judge each item."""
     rules: Rules = Rules()
@@ -103,6 +110,15 @@ class Experiment:
     """Responses sampled to each prompt."""
     similar: float = 0.8
     """Responses that resemble an earlier one at least this much are left out (0 to 1, `feedback.diverse`)."""
+    select: str = ""
+    """Which pairs of a prompt's responses are asked about: "disagreement", "bald" or "d_optimal" of `reward_models`, or
+    "random"; empty: every response once."""
+    reward_models: str = ""
+    """Folders of reward models for `select`, with commas between them, trained with another `member` each."""
+    ask: int = 0
+    """Pairs that `select` takes; 0: as many as without it."""
+    random_share: float = 0.2
+    """Share of them drawn at random, and so marked: on these alone reward models are evaluated. At least 0.2."""
     host: str = "127.0.0.1"
     """Address to serve on: of this machine only, unless another one is given."""
     port: int = 8765
@@ -131,8 +147,10 @@ class Experiment:
     def __post_init__(self) -> None:
         for name in ("overlap", "samples", "prompt_window", "response_window", "batch"):
             config.at_least(name, getattr(self, name), 1)
-        for name in ("seed", "first"):
+        for name in ("seed", "first", "ask"):
             config.non_negative(name, getattr(self, name))
+        config.between("random_share", self.random_share, LEAST_RANDOM, 1)
+        config.choice("select", self.select, ("", *label_select.METHODS))
         config.fraction("similar", self.similar)
         config.choice("kind", self.kind, ("pair", "rank", "rate"))
         config.choice("long_prompts", self.long_prompts, ("drop", "truncate", "refuse"))
@@ -159,6 +177,7 @@ class Experiment:
 
 def fill(con: sqlite3.Connection, cfg: Experiment) -> dict[str, int]:
     """Add what the configuration names to the store; how many items each is, new or not."""
+    label_select.check(cfg)
     ready = cfg.responses and data.find(cfg.responses, cfg.data)
     if cfg.policy:
         ready = f"{cfg.db}.responses.jsonl"
@@ -168,6 +187,7 @@ def fill(con: sqlite3.Connection, cfg: Experiment) -> dict[str, int]:
         rows = [row for row in parts.rows_of(ready) if not cfg.policy or row.meta.get("policy") == cfg.policy]
         made, left = parts.items(rows, cfg, policy=Path(ready).name)
         config.check(bool(made), f"{ready} holds nothing to judge; left out: {data.counted(left)}")
+        made = label_select.chosen(made, cfg) if cfg.select else made
         found["items"], counts = len(set(add_items(con, made))), dict(left)
         print(f"{found['items']} items of kind {cfg.kind}; left out: {data.counted(left)}")
     if cfg.gold:
@@ -183,7 +203,7 @@ def export(cfg: Experiment) -> dict[str, Any]:
     config.check(out.parent.is_dir(), f"export: there is no folder {out.parent}")
     config.check(not out.is_dir() and out.resolve() != Path(cfg.db).resolve(), f"export is {out}; name a new file")
     with closing(open_store(cfg.db, create=False)) as con:
-        manifest = store_export.export(con, out)
+        manifest = store_export.export(con, out, include_groups=cfg.include_groups)
     kinds = ", ".join(f"{kind} {count}" for kind, count in manifest["source_kinds"].items())
     left = data.counted(+Counter(manifest["left_out"]))
     people = "1 person" if manifest["annotators"] == 1 else f"{manifest['annotators']} people"
@@ -239,6 +259,8 @@ def serve(cfg: Experiment, con: sqlite3.Connection) -> None:
     with closing(server_run.bind(host, cfg.port, every_interface=cfg.public)) as listening:
         app, base = page(cfg, listening)
         tokens = parts.tokens(con, cfg.names(), Path(f"{cfg.db}.links.json"), admin=cfg.admin)
+        if cfg.groups:
+            parts.keep_groups(con, Path(data.find(cfg.groups, cfg.data)))
         print("open in a browser; each link is one person's own:")
         for name, token in tokens.items():
             print(f"  {name:<12} {base}/#{token}")

@@ -1,5 +1,6 @@
 """What label.py is made of: responses to judge, items made of them, gold items, and everybody's token."""
 
+import itertools
 import json
 import os
 import sqlite3
@@ -14,25 +15,34 @@ import jax
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import formats, records
 from rlhf_jax.feedback.diverse import diverse
-from rlhf_jax.feedback.store.add import Candidate, NewItem, add_annotator, annotator_of, new_token
+from rlhf_jax.feedback.store.add import (
+    Candidate,
+    NewItem,
+    add_annotator,
+    annotator_of,
+    make_admin,
+    new_token,
+    set_groups,
+)
 from rlhf_jax.runs import config, data, ranges, session
 
 MOST = 9
 """Responses of one ranking at most: each has a digit key on the page."""
 
 
-def sample(cfg: Any, path: Path) -> None:
+def sample(cfg: Any, path: Path, *, policy: str = "") -> None:
     """Bring the file of sampled responses up to date: prompts that it has from this policy already are not sampled again,
-    whatever else has changed. Rows as generate.py writes them, and "policy"; a prompt that does not fit the window has no
-    responses. `cfg` is label.py's Experiment."""
+    whatever else has changed. Rows as generate.py writes them, and "policy", which is `policy` where given; a prompt that
+    does not fit the window has no responses. `cfg` is label.py's Experiment."""
+    policy = policy or cfg.policy
     found, told = formats.load_prompts(data.find(cfg.prompts, cfg.data), cfg.format)
     print(told.text())
     found = found[: cfg.first or None]
     before = rows_of(path) if path.exists() else []
-    known = {prompt.prompt_id for prompt in before if prompt.meta.get("policy") == cfg.policy}
+    known = {prompt.prompt_id for prompt in before if prompt.meta.get("policy") == policy}
     wanted = list({prompt.prompt_id: prompt for prompt in found if prompt.prompt_id not in known}.values())
     if not wanted:
-        print(f"{path} has responses of {cfg.policy} to all of these prompts: nothing to sample")
+        print(f"{path} has responses of {policy} to all of these prompts: nothing to sample")
         return
     opened, tokenizer = session.language_model(cfg.policy, cfg.compute)
     prompts, counts = data.encode_prompts(wanted, tokenizer, window=cfg.prompt_window, long=cfg.long_prompts)
@@ -52,7 +62,7 @@ def sample(cfg: Any, path: Path) -> None:
     answered = {records.prompt_key(row["prompt"]) for row in rows}
     rows += [{"prompt": each.prompt, "responses": []} for each in wanted if each.prompt_id not in answered]
     drawn = {"temperature": cfg.sampling.temperature, "top_k": cfg.sampling.top_k, "top_p": cfg.sampling.top_p}
-    said = {"policy": cfg.policy, "generation": drawn | {"min_p": cfg.sampling.min_p, "seed": cfg.seed}}
+    said = {"policy": policy, "generation": drawn | {"min_p": cfg.sampling.min_p, "seed": cfg.seed}}
     with generate.written_whole(str(path)) as file:
         old = [prompt.meta | {"prompt": prompt.prompt} for prompt in before]
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in [*old, *(row | said for row in rows)])
@@ -75,7 +85,8 @@ def rows_of(path: str | Path) -> list[records.Prompt]:
 
 def items(found: Iterable[records.Prompt], cfg: Any, *, policy: str) -> tuple[list[NewItem], Counter[str]]:
     """What is to be judged, and what was left out, by reason. Each response that is kept is in one item: two by two
-    (pair), all of a prompt (rank), one by one (rate), in the order in which they were sampled."""
+    (pair), all of a prompt (rank), one by one (rate), in the order in which they were sampled. With `cfg.select`, all pairs
+    of a prompt's responses, for `label_select.chosen` to choose from."""
     made: list[NewItem] = []
     left: Counter[str] = Counter()
     for prompt in found:
@@ -96,8 +107,10 @@ def items(found: Iterable[records.Prompt], cfg: Any, *, policy: str) -> tuple[li
             )
             for i in kept
         ]
-        groups = grouped(candidates, cfg.kind)
-        left["responses without another one to compare with"] += len(candidates) - sum(map(len, groups))
+        groups = list(itertools.combinations(candidates, 2)) if cfg.select else grouped(candidates, cfg.kind)
+        left["responses without another one to compare with"] += len(candidates) - len(
+            {c.text for g in groups for c in g}
+        )
         made += [
             NewItem(prompt.prompt, group, cfg.kind, axes_of(cfg), cfg.overlap, source=prompt.source) for group in groups
         ]
@@ -190,13 +203,30 @@ def tokens(con: sqlite3.Connection, names: Sequence[str], path: Path, *, admin: 
         if row is not None and row["name"] == name:
             found[name] = kept[name]
         else:
-            found[name] = new_token(con, name) if name in known else add_annotator(con, name, admin=name == admin)
+            found[name] = new_token(con, name) if name in known else add_annotator(con, name)
+    if admin:
+        make_admin(con, admin)
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         json.dump(kept | found, file, indent=1, ensure_ascii=False)
     partial.replace(path)
     return found
+
+
+def keep_groups(con: sqlite3.Connection, path: Path) -> None:
+    """Keep what people told about themselves; UserError for a file of something else, or somebody unknown."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"groups: {path} cannot be read: {error}") from None
+    good = isinstance(told, dict) and all(
+        said is None or (isinstance(said, dict) and all(isinstance(word, str) for word in said.values()))
+        for said in told.values()
+    )
+    config.check(good, f'groups: {path} must hold {{"NAME": {{"age": "30-39", …}} or null, …}}')
+    for name, said in told.items():
+        set_groups(con, name, said)
 
 
 def read_tokens(path: Path) -> dict[str, str]:

@@ -127,7 +127,7 @@ def reliability(cfg: Experiment, test: Pairs) -> tuple[dict[str, float], dict[st
         return float((margins([model], test)[0] > 0).mean())
 
     each = judged.pairs(said, "each")
-    majority = [replace(pair, label=1.0) for pair in judged.pairs(said, "votes") if not pair.tie]
+    majority = [replace(pair, label=1.0, equal=0.0) for pair in judged.pairs(said, "votes") if not pair.tie]
     good = [pair for pair in each if pair.annotator in names[spammers + inverted :]]
     found = [
         accuracy(each, a_pair=cfg.votes),

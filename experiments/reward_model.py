@@ -21,7 +21,7 @@ from rlhf_jax.algorithms import reward_model
 from rlhf_jax.algorithms.update import check_division, make_update, summarise
 from rlhf_jax.model import heads, hf, transformer
 from rlhf_jax.model.lora import Lora
-from rlhf_jax.runs import config, data, dry_run, judged, log, models, report, session, settings
+from rlhf_jax.runs import config, data, dry_run, held_out, judged, log, models, report, session, settings, who_judged
 from rlhf_jax.runs.reward_settings import Judging
 from rlhf_jax.types import TrainState, overlay
 
@@ -42,6 +42,8 @@ class Experiment:
     """Folder of data files; RLHF_JAX_DATA is another."""
     format: str = "auto"
     """Of the comparisons' file, where its keys do not tell."""
+    source_kind: str = ""
+    """Who judged, where the file does not say: human, ai or synthetic; empty: a file that does not say is taken as human."""
     loss: str = "bradley_terry"
     """A function of rlhf_jax.objectives.reward (bradley_terry, davidson and crowd_bt learn from pairs, plackett_luce from
     rankings, ordinal and regression from ratings), or "file.py:function" of yours."""
@@ -51,7 +53,8 @@ class Experiment:
     """"votes": judgements of one item become one pair with their share as its label; "each": every one is a pair;
     "dawid_skene", "crowd_bt": one pair, its label by how reliable each judge is."""
     ties: str = "half"
-    """Pairs judged equal: "half" (label 1/2) or "drop"."""
+    """Votes for "equal": "half" (half a vote for either; davidson learns from them as ties) or "drop", and with them the pairs
+    of which most say so."""
     window: int = 256
     """Tokens of prompt, response and EOS at most; longer pairs are dropped and counted."""
     seed: int = 0
@@ -75,6 +78,9 @@ class Experiment:
     """Pull of the rewards towards 0 (arXiv 2312.09244)."""
     held_out: float = 0.2
     """Share of the prompts kept for evaluation."""
+    leaks: str = "drop"
+    """Held-out judgements of prompts that share 13 words in a row with training ones: "drop" them, or "keep" them where the
+    words are a template's; they are told either way."""
     normalise: bool = True
     """Fit mean and deviation of the reward on reference responses, and save them with the model."""
     reference: str = ""
@@ -105,6 +111,8 @@ class Experiment:
         config.between("held_out", self.held_out, 0.01, 0.9)
         config.choice("judgements", self.judgements, judged.JUDGEMENTS)
         config.choice("ties", self.ties, ("half", "drop"))
+        config.choice("leaks", self.leaks, held_out.LEAKS)
+        config.choice("source_kind", self.source_kind, who_judged.KINDS)
         check_division(self.batch, 1, self.microbatches)
         settings.check_base(self.compute, self.lora.rank)
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from rlhf_jax.algorithms import reward_model
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import formats, records
+from rlhf_jax.feedback import formats, records, selection
 from rlhf_jax.model.config import ModelConfig
 from rlhf_jax.objectives import reward
 from rlhf_jax.objectives.rankings import MOST
-from rlhf_jax.runs import config, data, judged, judged_rows, ranges
+from rlhf_jax.runs import config, data, held_out, judged, judged_rows, ranges, who_judged
 from rlhf_jax.types import Pairs, Rankings, Ratings
 
 
@@ -77,12 +77,15 @@ def objective_of(cfg: Any) -> tuple[Callable[..., Any], str]:
 def load(cfg: Any, kind: str, tokenizer: Any, axes: Sequence[str], stops: Sequence[int] = ()) -> Data:
     """Read, split by prompt, encode (`stops` as in `runs.chat`), and print what came of it."""
     path = data.find(cfg.comparisons, cfg.data)
-    found, told = formats.load_ratings(path, cfg.format) if kind == "ratings" else formats.load(path, cfg.format)
-    print(told.text())
+    load_file = formats.load_ratings if kind == "ratings" else formats.load
+    found, told = who_judged.read(load_file, path, cfg.format, cfg.source_kind)
     chosen: list[Any] = judged.of_axes(found, axes)
     if kind != "ratings":
         chosen = judged.with_margins(chosen, cfg.strength_margins)
     kept, held = records.split_by_prompt(chosen, cfg.held_out, seed=cfg.seed)
+    held = held_out.clean(kept, held, "held out", cfg.leaks)
+    if unfair := len(held) - len(held := selection.fair(held)):
+        print(f"{unfair} held-out rows were chosen by a reward model and are left out: only random ones test fairly")
     encode = functools.partial(data.encode_pairs, tokenizer=tokenizer, window=cfg.window, axes=axes, stops=stops)
     sizes: dict[str, Any] = {"window": cfg.window, "axes": axes, "stops": stops, "once": cfg.judgements != "each"}
     rows: Any
@@ -109,8 +112,8 @@ def load(cfg: Any, kind: str, tokenizer: Any, axes: Sequence[str], stops: Sequen
             size = f"{len(pairs)} pairs"
         held_rows, held_pairs, held_counts = encode(held_pairs)
         counts += held_counts
-    mix = ", ".join(f"{name} {count}" for name, count in records.mix(chosen).items())
     told_of = f"{len(held)} ratings" if kind == "ratings" else f"{len(held_pairs)}"
+    mix = who_judged.mix(chosen, told)
     print(f"{size} to learn, {told_of} held out by prompt; left out: {data.counted(counts)}; judged by: {mix}")
     pooled = sorted({record.axis for record in chosen})
     if len(pooled) > 1 and not axes:
@@ -130,7 +133,8 @@ def to_pairs(comparisons: Sequence[records.Comparison], cfg: Any, part: str = ""
             f"no {part} pair has a winner ({len(comparisons)} comparisons, {len(pairs)} ties): bring more, or change "
             f"held_out, which is {cfg.held_out}"
         )
-    pairs = [pair for pair in pairs if not (pair.tie and cfg.ties == "drop")]
+    if cfg.ties == "drop":
+        pairs = [replace(pair, equal=0.0) for pair in pairs if not pair.tie]
     return [replace(pair, margin=pair.margin + cfg.margin) for pair in pairs]
 
 

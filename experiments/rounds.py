@@ -8,8 +8,9 @@ before, and only then teach the next one: a reward model's accuracy falls as the
 learnt from (arXiv 2204.05862, section 4.5), and this is where that shows.
 """
 
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ import label as label_script
 import ppo as ppo_script
 import reward_model
 import rounds_parts as parts
+import rounds_table
 from rounds_parts import NEWEST, Simulated
 
 from rlhf_jax.feedback import records
@@ -31,9 +33,10 @@ from rlhf_jax.runs.ppo_settings import Reward
 class Experiment:
     """Rounds of human feedback, from one configuration.
 
-    Each stage takes the settings of its own script; rounds.py sets the rest: of `label` db, prompts, policy and seed; of
-    `reward` model (`policy`), comparisons (of all rounds so far), out and seed; of `ppo` policy, prompts, out and seed, and a
-    reward whose model is "newest" is the round's own.
+    Each stage takes the settings of its own script; rounds.py sets the rest: of `label` db, prompts, policy, reward_models
+    (those of the round before; round 1 has none, so that its pairs are drawn at random) and seed; of `reward` model
+    (`policy`), comparisons (of all rounds so far), out, member and seed; of `ppo` policy, prompts, out and seed, and a reward
+    whose model is "newest" is the round's own.
     """
 
     policy: str
@@ -51,6 +54,8 @@ class Experiment:
     """k."""
     prompts_per_round: int = 100
     """Prompts whose responses are judged in a round."""
+    members: int = 1
+    """Reward models a round, for `label.select`: PPO takes the first, together they choose what the next round asks about."""
     simulated: Simulated = Simulated()
     start: str = "first"
     """Where the PPO of each round starts: "first", at `policy` again, as arXiv 2204.05862 does, or "last", at the policy of
@@ -64,12 +69,19 @@ class Experiment:
     """Go on with the rounds of the run folder; stages that are done are not done again."""
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "prompts_per_round"):
+        for name in ("rounds", "prompts_per_round", "members"):
             config.at_least(name, getattr(self, name), 1)
         config.non_negative("seed", self.seed)
         config.choice("start", self.start, ("first", "last"))
         config.check(not self.simulated.judges or bool(self.gold), "simulated judges need gold, a file.py:function")
         config.check(self.label.kind != "rate", "label.kind must be pair or rank: fresh pairs test the reward model")
+        judges = self.simulated.judges or len(self.label.names())
+        config.check(
+            self.label.overlap <= judges, f"label.overlap is {self.label.overlap}, and there are {judges} to judge"
+        )
+        config.check(not self.label.reward_models, "label.reward_models: rounds.py gives those of the round before")
+        first = ",".join(str(member) for member in range(self.members))
+        parts.label_select.check(replace(self.label, reward_models=first if self.label.select else ""))
         newest = [name for name, part in self.ppo.rewards.items() if part.model == NEWEST]
         config.check(bool(newest), f'ppo.rewards must have a part whose model is "{NEWEST}", the round\'s own')
 
@@ -88,9 +100,11 @@ def stage(folder: Path, name: str, run: Callable[[], dict[str, Any]]) -> dict[st
     return found
 
 
-def one_round(cfg: Experiment, number: int, policy: str, reward: str) -> dict[str, Any]:
-    """Round `number` (1-based), sampling from `policy`; `reward` is the reward model so far ("": none). Its row of the table, and
-    under "policy" and "reward" the folders of what it trained."""
+def one_round(cfg: Experiment, number: int, policy: str, rewards: Sequence[str]) -> dict[str, Any]:
+    """Round `number` (1-based), sampling from `policy`; `rewards` are the reward models of the round before. Its row of the
+    table, and under "policy" and "reward_models" the folders of what it trained.
+
+    What a stage keeps names folders as seen from the run folder, which may be moved between two stages."""
     folder = Path(cfg.out) / f"round_{number}"
     folder.mkdir(exist_ok=True)
     seed, store = cfg.seed + number, str(Path(cfg.out) / "judgements.sqlite")
@@ -98,7 +112,9 @@ def one_round(cfg: Experiment, number: int, policy: str, reward: str) -> dict[st
 
     def judge() -> dict[str, Any]:
         parts.write_prompts(cfg, number, asked)
-        wanted = replace(cfg.label, db=store, prompts=asked, policy=policy, seed=seed)
+        how = cfg.label.select and (cfg.label.select if rewards else "random")
+        wanted = replace(cfg.label, db=store, prompts=asked, policy=policy, seed=seed, select=how)
+        wanted = replace(wanted, reward_models=",".join(rewards) if how not in ("", "random") else "")
         with closing(open_store(store)) as con:
             parts.judge(con, wanted, cfg, number)
             page = label_report.page_of_store(con)
@@ -106,57 +122,64 @@ def one_round(cfg: Experiment, number: int, policy: str, reward: str) -> dict[st
             return parts.write_comparisons(con, number, comparisons)
 
     def fresh() -> dict[str, Any]:
-        return parts.fresh_accuracy(cfg, number, comparisons, reward)
+        return parts.fresh_accuracy(cfg, number, comparisons, rewards[0] if rewards else "")
 
-    def learn() -> dict[str, Any]:
-        out = str(folder / "reward_model")
-        wanted = replace(cfg.reward, model=cfg.policy, comparisons=comparisons, out=out, seed=seed)
-        found = reward_model.main(replace(wanted, resume=parts.begun(out)))
+    def learn(member: int) -> dict[str, Any]:
+        out = str(folder / ("reward_model" if not member else f"reward_model_{member}"))
+        wanted = replace(cfg.reward, model=cfg.policy, comparisons=comparisons, out=out, seed=seed, member=member)
+        found = reward_model.main(replace(wanted, resume=parts.begun(cfg, out)))
         held = found["held_out"].get("reward model")
-        return {"folder": found["folder"], "held_out": held and held.accuracy}
+        return {"folder": parts.inside(cfg, found["folder"]), "held_out": held and held.accuracy}
 
     def align() -> dict[str, Any]:
         out, begins = str(folder / "ppo"), cfg.policy if cfg.start == "first" else policy
         rewards = {
-            name: replace(part, model=learnt["folder"]) if part.model == NEWEST else part
+            name: replace(part, model=models[0]) if part.model == NEWEST else part
             for name, part in cfg.ppo.rewards.items()
         }
         wanted = replace(cfg.ppo, policy=begins, prompts=cfg.prompts, rewards=rewards, out=out, seed=seed)
-        found = ppo_script.main(replace(wanted, resume=parts.begun(out)))
-        return {"folder": found["folder"], "reward": found["rollout/score"], "kl": found["rollout/kl"]}
+        found = ppo_script.main(replace(wanted, resume=parts.begun(cfg, out)))
+        told = {"reward": found["rollout/score"], "kl": found["rollout/kl"]}
+        return {"folder": parts.inside(cfg, found["folder"])} | told
 
     def compare() -> dict[str, Any]:
-        return parts.compared(cfg, aligned["folder"], learnt["folder"])
+        return parts.compared(cfg, new_policy, models[0])
 
     judged = stage(folder, "judgements", judge)
     tested = stage(folder, "fresh", fresh)
-    learnt = stage(folder, "reward", learn)
+    learnt = [
+        stage(folder, f"reward_{member}" if member else "reward", functools.partial(learn, member))
+        for member in range(cfg.members)
+    ]
+    models = [str(Path(cfg.out) / each["folder"]) for each in learnt]
     aligned = stage(folder, "policy", align)
+    new_policy = str(Path(cfg.out) / aligned["folder"])
     compared = stage(folder, "compared", compare) if cfg.held_out else {}
-    row = {"comparisons": judged["comparisons"], "fresh": tested["accuracy"], "held_out": learnt["held_out"]}
+    row = {"comparisons": judged["comparisons"], "fresh": tested["accuracy"], "held_out": learnt[0]["held_out"]}
     row |= {"ceiling": judged["ceiling"], "reward": aligned["reward"], "kl": aligned["kl"]} | compared
-    return row | {"policy": aligned["folder"], "reward_model": learnt["folder"], "source_kinds": judged["source_kinds"]}
+    return row | {"policy": new_policy, "reward_models": models, "source_kinds": judged["source_kinds"]}
 
 
 def main(cfg: Experiment) -> dict[str, Any]:
     """Run the rounds; their table, and under "folder" the last policy."""
     parts.check(cfg)
     rows: list[dict[str, Any]] = []
-    policy, reward = cfg.policy, ""
+    policy: str = cfg.policy
+    rewards: Sequence[str] = ()
     with log.open_run(
         cfg.out, cfg, resume=cfg.resume, may_grow=("rounds",), may_change=("out", "resume", "label")
     ) as run:
         run.cut(-1)
         run.log(0, {"rounds": cfg.rounds})  # from here on nothing of the folder is taken away, whatever happens
         for number in range(1, cfg.rounds + 1):
-            row = one_round(cfg, number, policy, reward)
-            policy, reward = row["policy"], row["reward_model"]
+            row = one_round(cfg, number, policy, rewards)
+            policy, rewards = row["policy"], row["reward_models"]
             rows.append(row)
             run.log(number, {name: value for name, value in row.items() if isinstance(value, float)})
     kinds = records.SOURCE_KINDS
     mix = {kind: sum(row["source_kinds"].get(kind, 0) for row in rows) for kind in kinds}
-    print(f"\n{parts.table(rows)}\njudged by: {', '.join(f'{kind} {n}' for kind, n in mix.items() if n)}")
-    page = parts.report_page(cfg, rows, mix)
+    print(f"\n{rounds_table.table(rows)}\njudged by: {', '.join(f'{kind} {n}' for kind, n in mix.items() if n)}")
+    page = rounds_table.report_page(cfg, rows, mix)
     print(f"policy: {policy}   report: {page}")
     found = {"rows": rows, "source_kinds": mix, "folder": policy}
     (Path(cfg.out) / "rounds.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

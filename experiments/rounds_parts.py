@@ -1,6 +1,7 @@
 """What rounds.py is made of: new prompts, a page to judge at, what was judged, what it teaches. `cfg` is its Experiment."""
 
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import evaluate
 import label
 import label_parts
+import label_select
 import numpy as np
 from reward_parts import to_pairs
 from reward_scores import scorer
@@ -23,7 +25,7 @@ from rlhf_jax.feedback import formats, records, simulate
 from rlhf_jax.feedback.records import Prompt
 from rlhf_jax.feedback.statistics import agreement
 from rlhf_jax.feedback.store.add import add_annotator, add_items, new_token
-from rlhf_jax.runs import config, data, report
+from rlhf_jax.runs import config, data, held_out, strict_yaml
 
 NEWEST = "newest"
 """Stands for the round's own reward model."""
@@ -54,7 +56,7 @@ class Simulated:
 
 
 def check(cfg: Any) -> None:
-    """UserError, before anything runs, for too few prompts for all rounds."""
+    """UserError, before anything runs, for too few prompts for all rounds, or held-out ones that are all among them."""
     found, _ = formats.load_prompts(data.find(cfg.prompts))
     unique, wanted = len({prompt.prompt_id for prompt in found}), cfg.rounds * cfg.prompts_per_round
     config.check(
@@ -63,11 +65,21 @@ def check(cfg: Any) -> None:
     )
     if cfg.gold:
         config.resolve_function(cfg.gold, "gold")
+    if cfg.held_out:
+        clean_prompts(cfg)
 
 
-def begun(folder: str) -> bool:
-    """Whether a run folder holds a run to go on with."""
-    return (Path(folder) / "config.yaml").exists()
+def begun(cfg: Any, folder: str) -> bool:
+    """Whether a stage's run folder holds a run to go on with. Where the rounds were moved meanwhile, what it was begun with is
+    written down anew, under where it lies now."""
+    file = Path(folder) / "config.yaml"
+    if not file.exists():
+        return False
+    was, tail = str(strict_yaml.load(file)["out"]), os.path.relpath(folder, cfg.out)
+    if was != folder and was.endswith(tail):
+        text = file.read_text(encoding="utf-8")
+        file.write_text(text.replace(was.removesuffix(tail), folder.removesuffix(tail)), encoding="utf-8")
+    return True
 
 
 def chosen(cfg: Any, number: int) -> list[Prompt]:
@@ -81,8 +93,24 @@ def chosen(cfg: Any, number: int) -> list[Prompt]:
 
 def write_prompts(cfg: Any, number: int, path: str) -> None:
     """The round's prompts as a file for label.py."""
-    rows = [{**prompt.meta, "prompt": list(prompt.prompt)} for prompt in chosen(cfg, number)]
+    _write(chosen(cfg, number), path)
+
+
+def _write(prompts: Sequence[Prompt], path: str) -> None:
+    rows = [{**prompt.meta, "prompt": list(prompt.prompt)} for prompt in prompts]
     Path(path).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def clean_prompts(cfg: Any) -> list[Prompt]:
+    """The prompts of `held_out` without those that `prompts` shares: counted, and told."""
+    found, _ = formats.load_prompts(data.find(cfg.held_out))
+    learnt, _ = formats.load_prompts(data.find(cfg.prompts))
+    return held_out.clean(learnt, found, f"held_out, {cfg.held_out}", cfg.reward.leaks)
+
+
+def inside(cfg: Any, folder: str) -> str:
+    """The folder as seen from the run folder, which may be moved."""
+    return os.path.relpath(Path(folder).resolve(), Path(cfg.out).resolve())
 
 
 def judge(con: sqlite3.Connection, wanted: label.Experiment, cfg: Any, number: int) -> None:
@@ -90,9 +118,12 @@ def judge(con: sqlite3.Connection, wanted: label.Experiment, cfg: Any, number: i
     from rlhf_jax.feedback.server import run as server_run
 
     path = Path(f"{wanted.prompts}.responses.jsonl")
-    label_parts.sample(wanted, path)
+    label_parts.sample(
+        wanted, path, policy=wanted.policy if wanted.policy == cfg.policy else inside(cfg, wanted.policy)
+    )
     made, left = label_parts.items(label_parts.rows_of(path), wanted, policy=path.name)
     config.check(bool(made), f"round {number} has nothing to judge; left out: {data.counted(left)}")
+    made = label_select.chosen(made, wanted) if wanted.select else made
     add_items(con, [replace(item, round=number) for item in made])
     if wanted.gold:
         add_items(con, label_parts.gold_items(data.find(wanted.gold, wanted.data), wanted)[0])
@@ -104,8 +135,10 @@ def judge(con: sqlite3.Connection, wanted: label.Experiment, cfg: Any, number: i
                 simulated(con, base, cfg, number)
             else:
                 people(con, base, wanted, number)
-    done, total = judged_items(con, number)
-    config.check(done == total, f"{total - done} of {total} items of round {number} have no judgement: too few judges")
+    done, total = judged_items(con, number, judges_of(con, wanted, cfg))
+    config.check(
+        done == total, f"{total - done} of {total} items of round {number} lack judgements: is somebody paused?"
+    )
 
 
 def people(con: sqlite3.Connection, base: str, wanted: label.Experiment, number: int) -> None:
@@ -115,21 +148,34 @@ def people(con: sqlite3.Connection, base: str, wanted: label.Experiment, number:
     for name, token in label_parts.tokens(con, wanted.names(), links, admin=wanted.admin).items():
         print(f"  {name:<12} {base}/#{token}")
     print("the round goes on when all is judged; Ctrl-C stops, and --resume true goes on", flush=True)
-    done = -1
-    while (now := judged_items(con, number))[0] < now[1]:
-        if now[0] != done:
+    told: tuple[Any, ...] = ()
+    while (now := judged_items(con, number, wanted.names()))[0] < now[1]:
+        paused = [row["name"] for row in con.execute("SELECT name FROM annotator WHERE paused IS NOT NULL")]
+        if (now, paused) != told:
             print(f"{now[0]} of {now[1]} items judged", flush=True)
-            done = now[0]
+            for name in paused:
+                print(f"{name} is paused: label.py --db {wanted.db} --resume {name} lets them go on", flush=True)
+            told = now, paused
         time.sleep(POLL_S)
 
 
-def judged_items(con: sqlite3.Connection, number: int) -> tuple[int, int]:
-    """(how many items of the round are judged by as many people as they need, or skipped; how many there are)."""
+def judges_of(con: sqlite3.Connection, wanted: label.Experiment, cfg: Any) -> list[str]:
+    """The names of those who judge in these rounds: a person of an earlier start need not be waited for."""
+    if not cfg.simulated.judges:
+        return wanted.names()
+    return [row["name"] for row in con.execute("SELECT name FROM annotator WHERE source_kind = 'synthetic'")]
+
+
+def judged_items(con: sqlite3.Connection, number: int, names: Sequence[str]) -> tuple[int, int]:
+    """(how many items of the round have a verdict, no skip, of as many people as they need, or have been met by everybody of
+    `names`; how many there are)."""
     row = con.execute(
-        "SELECT count(*) FILTER (WHERE said >= target_n), count(*) FROM (SELECT target_n, (SELECT count(*) FROM assignment "
-        "WHERE item_id = item.id AND repeat_of IS NULL AND state != 'open') AS said FROM item "
-        "WHERE gold IS NULL AND round = ?)",
-        (number,),
+        "SELECT count(*) FILTER (WHERE verdicts >= target_n OR met >= :judges), count(*) FROM (SELECT target_n, "
+        "(SELECT count(*) FROM assignment WHERE item_id = item.id AND repeat_of IS NULL AND state = 'judged') AS verdicts, "
+        "(SELECT count(*) FROM assignment JOIN annotator ON annotator.id = annotator_id WHERE item_id = item.id "
+        "AND repeat_of IS NULL AND state != 'open' AND name IN (SELECT value FROM json_each(:names))) AS met "
+        "FROM item WHERE gold IS NULL AND round = :round)",
+        {"round": number, "judges": len(names), "names": json.dumps(names)},
     ).fetchone()
     return row[0], row[1]
 
@@ -207,13 +253,14 @@ def fresh_accuracy(cfg: Any, number: int, comparisons: str, reward: str) -> dict
 
 def compared(cfg: Any, policy: str, reward: str) -> dict[str, Any]:
     """The policy beside the one that all began with, on held-out prompts: by `gold` where given, else by the reward model."""
-    told = cfg.ppo
+    told, asked = cfg.ppo, str(Path(cfg.out) / "held_out.jsonl")
+    _write(clean_prompts(cfg), asked)
     rows = evaluate.compare(
         evaluate.Experiment(
             policy,
             cfg.policy,
             reward,
-            cfg.held_out,
+            asked,
             judge=cfg.gold,
             prompt_window=told.prompt_window,
             response_window=told.response_window,
@@ -229,58 +276,3 @@ def compared(cfg: Any, policy: str, reward: str) -> dict[str, Any]:
         "gain": rows["policy"][metric] - rows["start"][metric],
     }
     return {name: intervals.paired(list(values)) for name, values in found.items()}
-
-
-COLUMNS = {
-    "comparisons": "comparisons",
-    "fresh": "accuracy on fresh pairs",
-    "held_out": "after training",
-    "ceiling": "annotators",
-    "reward": "PPO's reward",
-    "kl": "KL, nats",
-    "now": "held-out score",
-    "gain": "gain over the first policy",
-}
-
-
-def cells(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """A row a round, as text."""
-
-    def shown(value: Any) -> str:
-        if value is None:
-            return "–"
-        if isinstance(value, list | tuple):
-            return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
-        return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-    names = [name for name in COLUMNS if any(name in row for row in rows)]
-    return [
-        {"round": str(number)} | {COLUMNS[name]: shown(row.get(name)) for name in names}
-        for number, row in enumerate(rows, 1)
-    ]
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rounds as a table for the terminal."""
-    found = cells(rows)
-    width = {name: max(len(name), *(len(row[name]) for row in found)) for name in found[0]}
-    lines = ["  ".join(f"{name:>{width[name]}}" for name in found[0])]
-    return "\n".join(lines + ["  ".join(f"{row[name]:>{width[name]}}" for name in row) for row in found])
-
-
-def report_page(cfg: Any, rows: Sequence[Mapping[str, Any]], mix: Mapping[str, int]) -> Path:
-    """One page of all rounds' PPO runs, with the table."""
-    folders = [Path(cfg.out) / f"round_{number}" / "ppo" for number in range(1, len(rows) + 1)]
-    judged = ", ".join(f"{kind} {count}" for kind, count in mix.items() if count)
-    return report.write(
-        *folders,
-        out=Path(cfg.out) / "report.html",
-        title="Rounds of feedback",
-        table=cells(rows),
-        notes=[
-            f"Comparisons judged by: {judged}.",
-            "Accuracy on fresh pairs: of the reward model of the round before, on pairs that it has not learnt from.",
-            "After training: on pairs of prompts held out from all rounds so far. Intervals are 95 %, over prompts.",
-        ],
-        synthetic=["The judges of these rounds are simulated."] if mix.get("synthetic") else [],
-    )

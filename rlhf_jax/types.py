@@ -75,6 +75,9 @@ class Demonstrations:
     """int32 [B]."""
     loss_mask: Rows
     """bool [B, T]; token 0 is predicted by nothing and is never learnt."""
+    segment: Rows = None
+    """int32 [B, T] where a row holds several texts: which of them each token is of, numbered from 0; the first token of
+    each is not learnt. None: one text a row."""
 
 
 @struct.dataclass

@@ -72,17 +72,22 @@ def loss(
     """A loss of pairs (`objectives.reward`), plus centring_coef · (r_chosen + r_rejected)², plus `penalty(params)`.
 
     forward(params, tokens, length) -> f32 [B], or [B, A]: then each row reads its own axis. Both texts go through one
-    forward pass. `objective` is given what it takes of OFFERED. 0.01 is a usual centring coefficient (arXiv 2312.09244).
+    forward pass. `objective` is given what it takes of OFFERED: `tie` is the share of votes for a tie, `label` that of the
+    others for `chosen`. To a loss that takes no `tie` a vote for a tie is half a vote for either, label ← ½ + (1 − tie)
+    (label − ½). 0.01 is a usual centring coefficient (arXiv 2312.09244).
     """
+    label = batch.label if batch.tie is None else 0.5 + (1.0 - batch.tie) * (batch.label - 0.5)
     tokens = jnp.concatenate([batch.chosen, batch.rejected])
     rewards = forward(params, tokens, jnp.concatenate([batch.chosen_length, batch.rejected_length]))
     axis = None if batch.axis is None else jnp.concatenate([batch.axis, batch.axis])
     chosen, rejected = jnp.split(_of_axis(rewards, axis), 2)
-    offered = _judging(params, batch) | {"label": batch.label, "margin": batch.margin, "tie": batch.tie}
+    offered = _judging(params, batch) | {"label": label, "margin": batch.margin}
+    if "tie" in takes(objective):
+        offered |= {"label": batch.label, "tie": jnp.zeros_like(label) if batch.tie is None else batch.tie}
     terms = objective(chosen, rejected, **_taken(objective, offered | {"label_smoothing": label_smoothing}))
     total = _summed(params, terms + centring_coef * reward.centring(chosen, rejected), weights, penalty)
-    undecided = (chosen == rejected) | (batch.label == 0.5)
-    right = jnp.where(undecided, 0.5, (chosen > rejected) == (batch.label > 0.5))
+    undecided = (chosen == rejected) | (label == 0.5)
+    right = jnp.where(undecided, 0.5, (chosen > rejected) == (label > 0.5))
     return total, {
         "reward/loss": total,
         "reward/accuracy": weighted_sum(right, weights),

@@ -96,7 +96,7 @@ def bag_of_words(
     kept = [word for word, count in common.most_common() if count >= min_pairs][:words]
     column = {word: k for k, word in enumerate(kept)}
     x = _matrix(differences, column)
-    labels = np.array([pair.label for pair in fitted])
+    labels = np.array([pair.share for pair in fitted])
     weights = np.array([pair.weight for pair in fitted])
 
     groups = {prompt: k % folds for k, prompt in enumerate(sorted({pair.prompt_id for pair in fitted}))}
@@ -168,7 +168,7 @@ def _loss(z: NDArray[np.float64], labels: NDArray[np.float64], weights: NDArray[
 
 
 def _decisive(name: str, pairs: Sequence[Pair]) -> list[Pair]:
-    found = [pair for pair in pairs if pair.label != 0.5 and pair.weight > 0]
+    found = [pair for pair in pairs if not pair.tie and pair.label != 0.5 and pair.weight > 0]
     if not found:
         raise UserError(f"no decisive pair among the {len(pairs)} {name} pairs; a baseline needs at least one")
     return found

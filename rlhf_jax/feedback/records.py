@@ -28,6 +28,7 @@ from rlhf_jax.feedback.schema import (
     check_number,
     prompt_key,
 )
+from rlhf_jax.feedback.wording import words
 
 __all__ = [
     "ROLES",
@@ -125,10 +126,11 @@ def votes(comparisons: Iterable[Comparison], *, per_set_weight: bool = True) -> 
     """Several judgements of an item as one pair (K responses: C(K, 2) pairs) with a soft label.
 
     `label` is the share of the decisive votes that prefer `chosen`, each vote counting its comparison's weight: 2
-    against 1 gives 0.667, and disagreement is kept instead of being dropped. A pair is a tie when the two sides are
-    level or when more votes say "equal" than prefer the winner. An item counts once: its weight is the mean of its
-    judgements' weights (items whose judgements all weigh 0 are left out), its margin their mean over the votes for
-    the winner. Judgements of different source kinds are not mixed: they give one pair for each kind.
+    against 1 gives 0.667, and disagreement is kept instead of being dropped. `equal` is the share of all votes that say
+    "equal", which `label` is not about: 2 against 0 and 3 equal are label 1 and equal 0.6. A pair is a tie when the two
+    sides are level or when more votes say "equal" than prefer the winner. An item counts once: its weight is the mean of
+    its judgements' weights (items whose judgements all weigh 0 are left out), its margin their mean over the votes for the
+    winner, 0 for a tie. Judgements of different source kinds are not mixed: they give one pair for each kind.
     """
     found = []
     for group in by_item(comparisons):
@@ -149,7 +151,8 @@ def _vote(judgements: list[Comparison], per_set_weight: bool) -> list[Pair]:
         for_i = sum(c.weight for c, r in zip(judgements, ranks, strict=True) if r[i] < r[j])
         for_j = sum(c.weight for c, r in zip(judgements, ranks, strict=True) if r[i] > r[j])
         equal = sum(c.weight for c, r in zip(judgements, ranks, strict=True) if r[i] == r[j])
-        tie = math.isclose(for_i, for_j) or equal > max(for_i, for_j)
+        level = math.isclose(for_i, for_j)
+        tie = level or equal > max(for_i, for_j)
         best, worst = (i, j) if for_i >= for_j else (j, i)
         margins = [c.margin for c, r in zip(judgements, ranks, strict=True) if r[best] < r[worst]]
         found.append(
@@ -158,7 +161,7 @@ def _vote(judgements: list[Comparison], per_set_weight: bool) -> list[Pair]:
                 first.responses[best],
                 first.responses[worst],
                 tie=tie,
-                label=0.5 if tie else max(for_i, for_j) / (for_i + for_j),
+                label=0.5 if level else max(for_i, for_j) / (for_i + for_j),
                 margin=0.0 if tie else sum(margins) / len(margins),
                 weight=share * sum(c.weight for c in judgements) / len(judgements),
                 annotator=annotator,
@@ -197,10 +200,11 @@ def split_by_prompt(
 ) -> tuple[list[Asked], list[Asked]]:
     """Two parts that share no prompt, the second with about `fraction` of the prompts; each keeps the order given.
 
-    The part of a record depends only on its prompt and the seed, so it stays the same when the data grow. With
-    by="conversation" prompts that open alike (through the first user message) stay together: the turns of one
-    dialogue or tree do not leak into the other part. by="prompt" hashes the whole prompt. Raises UserError for a
-    fraction outside 0..1.
+    The part of a record depends only on its prompt and the seed, so it stays the same when the data grow. Prompts of the
+    same words (`wording.words`: but for case, punctuation, spaces, Unicode form; system messages aside) are one prompt, as
+    for `leakage.leaks`. With by="conversation" prompts that open alike (through the first user message) stay together:
+    the turns of one dialogue or tree do not leak into the other part. by="prompt" hashes the whole prompt. Raises
+    UserError for a fraction outside 0..1.
     """
     check_number("fraction", fraction, low=0, high=1)
     if by not in ("conversation", "prompt"):
@@ -209,7 +213,9 @@ def split_by_prompt(
     held: list[Asked] = []
     for record in records:
         prompt = _opening(record.prompt) if by == "conversation" else record.prompt
-        digest = hashlib.sha256(f"{seed}:{prompt_key(prompt)}".encode()).digest()
+        said = words("\n".join(m["content"] for m in prompt if m["role"] not in ("system", "developer")))
+        key = " ".join(said) or prompt_key(prompt)
+        digest = hashlib.sha256(f"{seed}:{key}".encode("utf-8", "surrogatepass")).digest()
         (held if int.from_bytes(digest[:8], "big") < fraction * 2**64 else rest).append(record)
     return rest, held
 

@@ -124,27 +124,34 @@ class Pair:
     _: KW_ONLY
     source_kind: str
     tie: bool = False
-    """Judged equal, or level votes: `chosen` and `rejected` are then just the two responses, and `label` is 0.5."""
+    """Judged equal: the votes are level, or more of them say equal than prefer the better of the two."""
     label: int | float = 1.0
+    """Share of the decisive votes that prefer `chosen`; 0.5 where they are level, or where there is none."""
     margin: int | float = 0.0
     weight: int | float = 1.0
     annotator: str = ""
     prompt_id: str = ""
     axis: str = "overall"
     equal: int | float = 0.0
-    """Share of the votes that call the two equal; `label` is about the others."""
+    """Share of all votes that call the two equal; `label` is about the others."""
 
     def __post_init__(self) -> None:
         _check_prompt(self.prompt)
         _check_kind(self.source_kind)
         check_number("label", self.label, low=0, high=1)
         check_number("equal", self.equal, low=0, high=1)
-        if self.tie and self.label != 0.5:
-            raise UserError(f"a tie has label 0.5, got {_show(self.label)}")
+        if self.tie and self.label != 0.5 and not self.equal:
+            raise UserError(f"a tie has label 0.5 unless votes call it equal, got {_show(self.label)}")
         check_number("margin", self.margin)
         check_number("weight", self.weight, low=0)
         if not self.prompt_id:
             object.__setattr__(self, "prompt_id", prompt_key(self.prompt))
+
+    @property
+    def share(self) -> float:
+        """Share of all votes for `chosen`, each that calls the two equal as half a vote for either: what a loss that knows
+        of no ties learns from."""
+        return 0.5 + (1 - self.equal) * (self.label - 0.5)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,16 @@ Margins are reward differences r_m(a) - r_m(b) of M ensemble members, [M, n]; en
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import entr, expit
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback.records import Comparison
+from rlhf_jax.feedback.records import Comparison, Rating
+
+Row = TypeVar("Row", Comparison, Rating)
 
 RANDOM = "random"
 LEAST_RANDOM = 0.2
@@ -136,6 +139,12 @@ def random_only(comparisons: Iterable[Comparison]) -> list[Comparison]:
         if how == RANDOM:
             found.append(c)
     return found
+
+
+def fair(rows: Iterable[Row]) -> list[Row]:
+    """Those not chosen by a reward model, for data that need not say how its items were chosen: meta["selection"] is missing
+    or "random"."""
+    return [row for row in rows if row.meta.get("selection", RANDOM) == RANDOM]
 
 
 def _margins(margins: ArrayLike) -> NDArray[np.float64]:

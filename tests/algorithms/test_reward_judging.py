@@ -77,7 +77,8 @@ def test_each_pair_is_of_its_own_axis_judge_and_tie():
     found, told = asked(reward_model.loss, params, batch, objective=reward.crowd_bt)
     total = right = 0.0
     for row in range(8):
-        axis, label = int(batch.axis[row]), float(batch.label[row])
+        axis, tie = int(batch.axis[row]), float(batch.tie[row])
+        label = (1 - tie) * float(batch.label[row]) + tie / 2  # the loss takes no ties: each is half a vote for either
         d = score(params, batch.chosen[row], batch.chosen_length[row], axis)
         d -= score(params, batch.rejected[row], batch.rejected_length[row], axis)
         eta = 1 / (1 + math.exp(-[2.0, 0.0, -1.0][row % 3]))
@@ -99,6 +100,25 @@ def test_davidson_reads_ties_and_the_axis_own_nu():
         p = [x / sum(odds) for x in odds]
         total -= ((1 - tie) * (label * math.log(p[0]) + (1 - label) * math.log(p[2])) + tie * math.log(p[1])) / 8
     assert float(found) == pytest.approx(total, rel=1e-5)
+
+
+def test_a_tie_is_half_a_vote_for_either_where_a_loss_knows_no_ties():
+    """Bradley-Terry of 2 for, none against and 3 equal is that of seven for and three against; Davidson's is another."""
+    batch = pairs().replace(label=jnp.ones(8), tie=jnp.full(8, 0.6))
+    other = batch.replace(label=jnp.full(8, 0.7), tie=jnp.zeros(8))
+    found, expected = (
+        asked(reward_model.loss, tables(), rows, objective=reward.bradley_terry)[0] for rows in (batch, other)
+    )
+    assert float(found) == pytest.approx(float(expected), rel=1e-6)
+    assert float(asked(reward_model.loss, tables(), batch.replace(tie=None))[0]) != pytest.approx(
+        float(expected), rel=1e-3
+    )
+    davidson = {"objective": reward.davidson}
+    one, two = (asked(reward_model.loss, tables(log_nu=[1.0, 1.0]), rows, **davidson)[0] for rows in (batch, other))
+    assert float(one) != pytest.approx(float(two), rel=1e-3)
+    untold = asked(reward_model.loss, tables(log_nu=[1.0, 1.0]), batch.replace(tie=None), **davidson)[0]
+    none = asked(reward_model.loss, tables(log_nu=[1.0, 1.0]), batch.replace(tie=jnp.zeros(8)), **davidson)[0]
+    assert float(untold) == pytest.approx(float(none), rel=1e-6)
 
 
 def test_an_axis_is_taught_by_its_own_rows_alone():

@@ -208,9 +208,89 @@ def test_a_place_that_was_given_to_somebody_else(site, browser):
     count = len(shop.judged())
     browser.submit()
     assert len(shop.judged()) == count, "nothing of ann's is stored"
-    if browser.text("h1") != "All done, thank you":
+    if browser.text("h1") == "All done, thank you":
+        assert "could not be saved" in browser.text("#work")
+    else:
         assert "could not be saved" in browser.text("#notice")
         assert browser.responses() != mine
+
+
+def test_the_last_item_that_was_given_to_somebody_else(site, browser):
+    """Nothing is left to judge: the person is told so beside that, and what they wrote is kept as a draft."""
+    shop = site(PAIRS[:1], names=("ann", "bob"))
+    browser.open(shop.link())
+    browser.press("2", "r", *"because", Keys.ESCAPE)
+    until(lambda: shop.drafts() and shop.drafts()[0]["rationale"] == "because", "the draft")
+    with closing(open_store(shop.db)) as con:
+        con.execute("UPDATE assignment SET leased_until = 0")
+        con.execute("DELETE FROM draft")  # it has not arrived
+    assert browser.driver.execute_async_script(TAKE, shop.tokens["bob"]) == 200
+    browser.submit()
+    assert browser.text("h1") == "All done, thank you"
+    assert "could not be saved" in browser.text("#work") and "kept as a draft" in browser.text("#work")
+    assert [row["annotator"] for row in shop.judged()] == [shop.tokens["bob"].partition(".")[0]]
+    (draft,) = shop.drafts()
+    assert (draft["verdict"], draft["rationale"]) == ({"strength": -2}, "because")
+
+
+def test_what_cannot_be_kept_is_shown_once_more(site, browser):
+    """Judged in another window of the same person: no draft is taken any more."""
+    shop = site(PAIRS[:2])
+    browser.open(shop.link())
+    browser.press("2", "r", *"because", Keys.ESCAPE)
+    assert browser.driver.execute_async_script(TAKE, shop.tokens["ann"]) == 200
+    browser.submit()
+    assert "could not be saved" in browser.text("#notice") and "You wrote: “because”" in browser.text("#notice")
+
+
+def test_an_undone_skip_that_somebody_else_has_now(site, browser, other_browser):
+    """The skip stands, and that is said; the next undo takes back the answer before it."""
+    shop = site(PAIRS[:2], names=("ann", "bob"))
+    browser.open(shop.link())
+    browser.press("6")
+    browser.submit()
+    judged = shop.judged()[0]["responses"]
+    browser.mark()
+    browser.press("s")
+    browser.next()
+    assert browser.text("h1") == "All done, thank you"
+    other_browser.open(shop.link("bob"))
+    mine = other_browser.responses()
+    browser.mark()
+    browser.press("u")
+    browser.next()
+    assert "somebody else has this item now; your skip stands" in browser.text("#work")
+    assert "here again" not in browser.text("body")
+    other_browser.press("1")
+    other_browser.submit()
+    assert sorted(shop.judged()[-1]["responses"]) == sorted(mine), "bob's work is stored"
+    browser.mark()
+    browser.press("u")
+    browser.next()
+    assert sorted(browser.responses()) == sorted(judged)
+    assert browser.text("#notice").startswith("Your last answer is here again")
+
+
+def test_an_undo_whose_item_went_to_somebody_else(site, browser):
+    """The answer to the undo comes late, and the place is gone by then: nobody is told that the item is here again."""
+    shop = site(PAIRS[:2], names=("ann", "bob"))
+    browser.open(shop.link())
+    browser.press("6")
+    browser.submit()
+    browser.js(
+        "window.real = window.fetch, window.fetch = async (path, options) => { const reply = await real(path, options); "
+        "if (String(path).endsWith('undo') && !window.once) { window.once = true; throw new TypeError('cut off'); } "
+        "return reply; }"
+    )
+    mine = browser.responses()
+    browser.press("u")
+    until(lambda: browser.js("Boolean(window.once)"), "the undo")
+    with closing(open_store(shop.db)) as con:
+        con.execute("UPDATE assignment SET leased_until = 0 WHERE id = 1")
+    assert browser.driver.execute_async_script(TAKE, shop.tokens["bob"]) == 200
+    until(lambda: "taken back" in browser.text("body"), "the word about it")
+    assert "somebody else has its item now; this is another one" in browser.text("#notice")
+    assert sorted(browser.responses()) == sorted(mine)
 
 
 def test_a_pause_is_told_and_ends_by_itself(site, browser):

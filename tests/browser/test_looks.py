@@ -143,3 +143,29 @@ def test_progress_is_told(site, browser):
     assert browser.js("document.querySelector('#bar').value / document.querySelector('#bar').max") == pytest.approx(
         4 / 6
     )
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_the_scale_has_words_before_anything_is_chosen(site, browser, width):
+    shop = site([ITEMS["pair"]])
+    browser.look(width=width, height=800)
+    browser.open(shop.link())
+    shown = """[...document.querySelectorAll(".word")].filter((node) => node.checkVisibility()).map((node) =>
+      node.textContent).join() + getComputedStyle(document.querySelector(".said"), "::before").content"""
+    for words in ("A much better", "ie", "B much better"):
+        assert words in browser.js(shown)
+    browser.press("6")
+    assert browser.text(".said") == "B is better than A"
+    assert "much" not in browser.js("getComputedStyle(document.querySelector('.said'), '::before').content")
+
+
+def test_a_response_without_a_letter_is_marked(site, browser):
+    shop = site([NewItem("Question", ["\n", " \u200b\u00a0"], kind="rank"), NewItem("Question", ["", "a"])])
+    browser.open(shop.link())
+    for _ in range(2):
+        marks = browser.texts(".card .empty")
+        kind = browser.js("document.querySelector('#work').className")
+        assert marks == (["(nothing but spaces or line breaks)"] * 2 if kind == "rank" else ["(an empty response)"])
+        browser.mark()
+        browser.press("s")
+        browser.next()

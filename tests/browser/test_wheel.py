@@ -47,8 +47,12 @@ def installed(tmp_path_factory):
 
 
 def test_every_file_of_the_page_is_in_it(installed):
-    there = {path.name: path.read_bytes() for path in (installed / "rlhf_jax" / "feedback" / "server" / "page").iterdir()}
-    assert there == {path.name: path.read_bytes() for path in (ROOT / "rlhf_jax" / "feedback" / "server" / "page").iterdir()}
+    there = {
+        path.name: path.read_bytes() for path in (installed / "rlhf_jax" / "feedback" / "server" / "page").iterdir()
+    }
+    assert there == {
+        path.name: path.read_bytes() for path in (ROOT / "rlhf_jax" / "feedback" / "server" / "page").iterdir()
+    }
     assert {"index.html", "app.js", "style.css", "icon.svg"} <= set(there)
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import best_of_n
 import convert
+import distill
 import dpo
 import evaluate
 import generate
 import grpo
 import label
+import online_dpo
 import ppo
 import pytest
 import quickstart
@@ -23,7 +25,17 @@ import sft
 from rlhf_jax.runs import config
 
 CONFIGS = Path(__file__).parent.parent.parent / "experiments" / "configs"
-SCRIPTS = {"sft": sft, "reward": reward_model, "ppo": ppo, "rounds": rounds, "dpo": dpo, "best": best_of_n, "grpo": grpo}
+SCRIPTS = {
+    "sft": sft,
+    "reward": reward_model,
+    "ppo": ppo,
+    "rounds": rounds,
+    "dpo": dpo,
+    "best": best_of_n,
+    "grpo": grpo,
+    "distill": distill,
+    "online": online_dpo,
+}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
@@ -58,7 +70,7 @@ def fields(cls, prefix=""):
 
 @pytest.mark.parametrize(
     "script",
-    [sft, reward_model, ppo, grpo, dpo, best_of_n, generate, evaluate, convert, label, rounds, quickstart],
+    [sft, reward_model, ppo, grpo, distill, dpo, online_dpo, best_of_n, generate, evaluate, convert, label, rounds, quickstart],
     ids=lambda s: s.__name__,
 )
 def test_help_explains_every_setting(script, capsys):

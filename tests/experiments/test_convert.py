@@ -110,3 +110,21 @@ def test_from_the_command_line(given, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         config.command(convert.main, convert.Experiment)
     assert caught.value.code == 2 and "no data at none.json" in capsys.readouterr().err
+
+
+def test_who_judged_where_the_file_does_not_say(tmp_path, given, capsys):
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps({"prompt": "Name a city.", "chosen": "Lyon", "rejected": "Rome"}))
+    assert convert.main(settings(str(pairs), tmp_path))["source_kinds"] == {"human": 1}
+    assert "does not say who judged 1 of its rows: TAKEN AS HUMAN" in capsys.readouterr().out
+    for kind in ("human", "ai", "synthetic"):
+        assert convert.main(settings(str(pairs), tmp_path, source_kind=kind))["source_kinds"] == {kind: 1}
+        assert "TAKEN AS HUMAN" not in capsys.readouterr().out
+        assert lines(tmp_path / "out.jsonl")[0]["source_kind"] == kind
+    for records in ("comparisons", "demonstrations"):
+        with pytest.raises(UserError, match="itself says who judged: human"):
+            convert.main(settings(given, tmp_path, source_kind="ai", records=records))
+    with pytest.raises(UserError, match="source_kind"):
+        settings(given, tmp_path, source_kind="robot")
+    with pytest.raises(UserError, match="nobody judges a prompt"):
+        settings(given, tmp_path, source_kind="ai", records="prompts")

@@ -1,6 +1,8 @@
 """What label.py puts before people, keeps of them, and hands on."""
 
+import itertools
 import json
+import math
 import stat
 from contextlib import closing
 from dataclasses import replace
@@ -9,20 +11,24 @@ from pathlib import Path
 import generate
 import label
 import label_parts
+import label_select
+import numpy as np
 import pytest
 import reward_model
+import reward_parts
 from starlette.testclient import TestClient
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import formats
+from rlhf_jax.feedback import formats, records
 from rlhf_jax.feedback.records import Comparison, Rating, as_messages
 from rlhf_jax.feedback.server import run as server_run
 from rlhf_jax.feedback.server.app import Settings, app
 from rlhf_jax.feedback.store import open_store
 from rlhf_jax.feedback.store.add import annotator_of
 from rlhf_jax.feedback.store.read import annotators
+from rlhf_jax.model import hf
 from rlhf_jax.types import Sampling
-from tests.experiments.conftest import PROMPT, RESPONSE, lines, write
+from tests.experiments.conftest import PROMPT, RESPONSE, TEXT, draw, lines, model_config, optimised, write
 
 OTTER = [
     "The otter eats fish.",
@@ -209,7 +215,177 @@ def test_gold_without_a_clear_answer_is_refused(cfg, tmp_path):
         fill(replace(cfg, gold=str(path)))
 
 
+TEXTS = ["fish", "grass", "leaves by the river", "worms in the garden"]
+
+
+@pytest.fixture(scope="module")
+def members(world, tmp_path_factory):
+    """Two reward models that differ in their weights."""
+    words, folder = hf.tokenizer(world.model), tmp_path_factory.mktemp("members")
+    judge = hf.classifier(model_config(words), 1)
+    for seed in (1, 2):
+        hf.save(folder / f"member_{seed}", judge, draw(judge, seed, scale=0.5), words)
+    return [str(folder / f"member_{seed}") for seed in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def margins(members):
+    """(prompt, one response, the other): [M], one text at a time, of all pairs."""
+    found = {}
+    for folder in members:
+        with optimised(False):
+            score = reward_model.scorer(folder, window=TEXT, rows=1)
+            for animal in ("otter", "moose"):
+                prompt = as_messages(f"What does the {animal} eat?")
+                said = [float(score([prompt], [text], [{}])[0]) for text in TEXTS]
+                for a, b in itertools.combinations(range(4), 2):
+                    key = records.prompt_key(prompt), TEXTS[a], TEXTS[b]
+                    found.setdefault(key, []).append(said[a] - said[b])
+    return found
+
+
+class TestSelection:
+    """Which pairs of sampled responses are asked about."""
+
+    @pytest.fixture
+    def cfg(self, members, tmp_path):
+        """12 pairs of 4 responses to 2 prompts."""
+        rows = [{"prompt": f"What does the {who} eat?", "responses": TEXTS} for who in ("otter", "moose")]
+        ready = write(tmp_path / "ready.jsonl", rows)
+        return label.Experiment(
+            str(tmp_path / "judgements.sqlite"),
+            responses=ready,
+            similar=1.0,
+            select="disagreement",
+            reward_models=",".join(members),
+            ask=6,
+            prompt_window=PROMPT,
+            response_window=RESPONSE,
+        )
+
+    def items(self, cfg):
+        return stored(cfg, "SELECT item.*, messages FROM item JOIN prompt ON prompt.id = prompt_id ORDER BY item.id")
+
+    @pytest.mark.parametrize("method", ["disagreement", "bald"])
+    def test_the_members_choose_and_a_fifth_is_drawn_at_random(self, cfg, margins, method):
+        cfg = replace(cfg, select=method)
+        assert fill(cfg)["items"] == 6
+        items, texts = self.items(cfg), texts_of(cfg)
+        assert [item["selection"] for item in items] == ["random"] * 2 + [f"active:{method}"] * 4
+        score = {}
+        for key, row in margins.items():
+            shares = [1 / (1 + math.exp(-x)) for x in row]
+            mean = sum(shares) / 2
+            if method == "bald":
+                score[key] = binary(mean) - sum(binary(p) for p in shares) / 2
+            else:
+                score[key] = sum((p - mean) ** 2 for p in shares) / 2
+        asked = [(item["prompt_id"], *pair) for item, pair in zip(items, texts, strict=True)]
+        assert len(set(asked)) == 6
+        assert [item["score"] for item in items] == pytest.approx([score[key] for key in asked], rel=1e-3, abs=1e-7)
+        rest = sorted((score[key] for key in score if key not in asked[:2]), reverse=True)
+        assert [score[key] for key in asked[2:]] == pytest.approx(rest[:4], rel=1e-3, abs=1e-7)
+
+    def test_d_optimal_asks_in_different_directions(self, cfg):
+        cfg = replace(cfg, select="d_optimal", ask=0)
+        assert fill(cfg)["items"] == 4, "as many as without"
+        assert [item["selection"] for item in self.items(cfg)] == ["random"] + ["active:d_optimal"] * 3
+
+    def test_features_are_what_the_score_is_linear_in(self, cfg, members):
+        texts = ["fish", "grass", "leaves by the river", "worms in the garden", "fish fish"]
+        prompts = [as_messages("What does the otter eat?")] * 5
+        z = label_select.features(members[0], prompts, texts, window=TEXT, cfg=cfg)
+        head = np.asarray(hf.load(members[0])[1]["score"], np.float64)[:, 0]
+        said = np.asarray(reward_model.scorer(members[0], window=TEXT, rows=8)(prompts, texts, [{}] * 5), np.float64)
+        np.testing.assert_allclose((z @ head) / (z @ head).std(), said / said.std(), rtol=1e-3)
+        assert np.mean(z**2) == pytest.approx(1)
+
+    def test_the_same_again_adds_nothing_and_random_needs_no_model(self, cfg):
+        fill(cfg)
+        before = self.items(cfg)
+        fill(cfg)
+        assert self.items(cfg) == before
+        cfg = replace(cfg, db=f"{cfg.db}.other", select="random", reward_models="", ask=5)
+        fill(cfg)
+        assert {(item["selection"], item["score"]) for item in self.items(cfg)} == {("random", None)}
+        assert len(self.items(cfg)) == 5
+
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"reward_models": "one"}, "disagreement needs 2 reward_models"),
+            ({"reward_models": "", "select": "d_optimal"}, "d_optimal needs 1 reward_models"),
+            ({"kind": "rank"}, "kind must be pair"),
+            ({"ask": 13}, "ask is 13, and there are 12 pairs"),
+            ({"select": ""}, "say how, with select"),
+        ],
+    )
+    def test_settings_that_do_not_fit_together(self, cfg, changes, told):
+        with pytest.raises(UserError, match=told):
+            fill(replace(cfg, **changes))
+
+
+def binary(p):
+    """Entropy of a coin, nats."""
+    return -p * math.log(p) - (1 - p) * math.log(1 - p)
+
+
+def test_reward_models_are_evaluated_on_random_items_only(world, tmp_path, monkeypatch, capsys):
+    """Held-out comparisons that a reward model chose are left out, and counted; they teach like any other."""
+    read, _ = formats.load(world.comparisons)
+    ways = ["random", "active:bald", None]
+    rows = [replace(c, meta={"selection": ways[i % 3]} if ways[i % 3] else {}) for i, c in enumerate(read)]
+    formats.dump(tmp_path / "chosen.jsonl", rows)
+    cfg = replace(world.reward_model(""), comparisons=str(tmp_path / "chosen.jsonl"), held_out=0.5)
+    seen = []
+    pairs_of = reward_parts.to_pairs
+    monkeypatch.setattr(reward_parts, "to_pairs", lambda c, *more: (seen.append(c), pairs_of(c, *more))[1])
+    reward_parts.load(cfg, "pairs", hf.tokenizer(world.model), ())
+    kept, held = seen
+    assert {c.meta.get("selection") for c in kept} == {*ways}
+    assert {c.meta.get("selection") for c in held} == {"random", None}
+    _, whole = records.split_by_prompt(rows, 0.5, seed=cfg.seed)
+    assert len(held) == sum(c.meta.get("selection") != "active:bald" for c in whole) < len(whole)
+    assert f"{len(whole) - len(held)} held-out rows were chosen by a reward model" in capsys.readouterr().out
+
+
 class TestTokens:
+    def test_an_admin_is_one_on_a_store_that_knows_them_already(self, cfg):
+        path = Path(f"{cfg.db}.links.json")
+        with closing(open_store(cfg.db)) as con:
+            before = label_parts.tokens(con, ["me", "you"], path)
+            assert label_parts.tokens(con, ["me", "you"], path, admin="me") == before
+            assert {row["name"]: row["admin"] for row in annotators(con)} == {"me": True, "you": False}
+
+    def test_what_people_tell_of_themselves_is_exported_only_when_asked_for(self, cfg, tmp_path):
+        """Row A19: opt-in, kept with the time of consent, taken back at will, and no export has it unasked."""
+        fill(cfg)
+        told = tmp_path / "groups.json"
+        with closing(open_store(cfg.db)) as con:
+            (token,) = label_parts.tokens(con, ["me"], Path(f"{cfg.db}.links.json")).values()
+            told.write_text('{"me": {"age": "30-39"}}')
+            label_parts.keep_groups(con, told)
+            assert con.execute("SELECT consent_at FROM annotator").fetchone()[0] > 0
+            client = TestClient(app(Settings(cfg.db)), base_url="http://127.0.0.1")
+            said = {"authorization": f"Bearer {token}"}
+            task = client.get("/api/task", headers=said).json()["task"]["assignment"]
+            client.post("/api/judgement", headers=said, json={"assignment": task, "verdict": {"strength": 1}})
+            for asked, there in ((False, False), (True, True)):
+                label.export(replace(cfg, export=str(tmp_path / "out.jsonl"), include_groups=asked))
+                text = (tmp_path / "out.jsonl").read_text()
+                assert ("30-39" in text) is there and '"me"' not in text
+            told.write_text('{"me": null}')
+            label_parts.keep_groups(con, told)
+            assert tuple(con.execute("SELECT groups, consent_at FROM annotator").fetchone()) == (None, None)
+            for content, words in (
+                ('{"you": null}', "no annotator 'you'"),
+                ('{"me": 3}', "must hold"),
+                ("", "cannot be read"),
+            ):
+                told.write_text(content)
+                with pytest.raises(UserError, match=words):
+                    label_parts.keep_groups(con, told)
+
     def test_stay_the_same_and_are_only_in_a_file_of_their_owner(self, cfg):
         path = Path(f"{cfg.db}.links.json")
         with closing(open_store(cfg.db)) as con:

@@ -8,6 +8,7 @@ import numpy as np
 import ppo
 import pytest
 import reward_model
+import reward_parts
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import formats, records, simulate
@@ -357,3 +358,64 @@ def test_a_dry_run_knows_what_a_row_is(world, judged, tmp_path):
     )
     assert next(iter(dry_run.reward_model(several).models.values())).axis_names == ("helpful", "odd")
     assert not (tmp_path / "run").exists()
+
+
+class TestWhatIsLearntFrom:
+    """Who judged, and what evaluation may be on; nothing is trained."""
+
+    ASKED = "What does the animal by the river that has fur and teeth eat at {}?"
+
+    def rows(self, **more):
+        prompts = [self.ASKED.format(f"number {k}") for k in range(15)] + [f"Why {k}?" for k in range(15)]
+        return [
+            {"prompt": text, "chosen": "The otter eats fish.", "rejected": "The otter eats."} | more for text in prompts
+        ]
+
+    def loaded(self, world, tmp_path, rows, **changes):
+        cfg = world.reward_model(tmp_path, **{"window": 64} | changes)
+        cfg = dataclasses.replace(cfg, comparisons=write(tmp_path / "a.jsonl", rows))
+        return reward_parts.load(cfg, "pairs", hf.tokenizer(world.model), ())
+
+    def test_held_out_prompts_that_training_shares_are_told_and_left_out(self, world, tmp_path, capsys):
+        def shares(pairs):
+            return [pair for pair in pairs if "by the river" in pair.prompt[0]["content"]]
+
+        found = self.loaded(world, tmp_path, self.rows(), held_out=0.5)
+        told = capsys.readouterr().out
+        assert shares(found.pairs) and found.held and not shares(found.held)
+        every = self.loaded(world, tmp_path, self.rows(), held_out=0.5, leaks="keep")
+        assert "They are kept" in capsys.readouterr().out and len(every.pairs) == len(found.pairs)
+        leaked = len(every.held) - len(found.held)
+        assert leaked == len(shares(every.held)) > 0 and len(every.held_rows.weight) == len(every.held)
+        assert f"held out: {leaked} of {len(every.held)} evaluation records" in told and "They are left out." in told
+
+    def test_who_judged_is_said(self, world, tmp_path, capsys):
+        self.loaded(world, tmp_path, self.rows())
+        told = capsys.readouterr().out
+        assert "does not say who judged 30 of its rows: TAKEN AS HUMAN" in told
+        assert "judged by: human 30 (human assumed in 30 rows, which do not say)" in told
+        self.loaded(world, tmp_path, self.rows(), source_kind="ai")
+        told = capsys.readouterr().out
+        assert "judged by: ai 30\n" in told and "TAKEN AS HUMAN" not in told
+        refused(
+            lambda: self.loaded(world, tmp_path, self.rows(source_kind="human"), source_kind="ai"),
+            "source_kind is ai",
+            "human 30",
+        )
+        refused(lambda: world.reward_model(tmp_path, source_kind="robot"), "source_kind")
+        refused(lambda: world.reward_model(tmp_path, leaks="hide"), "leaks")
+
+    def test_ties_dropped_are_no_votes_either(self, world, tmp_path):
+        asked = ({"role": "user", "content": "What does the otter eat?"},)
+
+        def said(ranks, who):
+            return records.Comparison(asked, ("a", "b"), ranks, annotator=who, source_kind="human")
+
+        votes = [said((0, 1), "A"), said((0, 1), "B"), said((0, 0), "C")]
+        (half,) = reward_model.to_pairs(votes, world.reward_model(tmp_path))
+        (drop,) = reward_model.to_pairs(votes, world.reward_model(tmp_path, ties="drop"))
+        assert (half.label, half.equal, half.share) == pytest.approx((1.0, 1 / 3, 5 / 6))
+        assert (drop.label, drop.equal, drop.share) == (1.0, 0.0, 1.0)
+        leads = [*votes, said((0, 0), "D"), said((0, 0), "E")]
+        with pytest.raises(UserError, match="no  ?pair has a winner"):
+            reward_model.to_pairs(leads, world.reward_model(tmp_path, ties="drop"))

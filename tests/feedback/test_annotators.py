@@ -108,6 +108,10 @@ def test_ties_weights_and_sets():
     assert [pair.tie for pair in pairs] == [True] * 5 + [False] * 15
     assert {pair.margin for pair in pairs} == {0.0, 2.0} and {pair.label for pair in pairs[:5]} == {0.5}
 
+    leads = [judged(who, ranks, "t") for who, ranks in (("x", (0, 1)), ("y", (0, 0)), ("z", (0, 0)))]
+    found = annotators.dawid_skene(tied + clear + leads)[0][-1]
+    assert found.tie and found.equal > 0.5 and found.chosen == "a" and found.label > 0.9, "x alone decided, for a"
+
     ranked = [judged(who, (0, 1, 2), "r", "abc", weight=w) for who, w in (("x", 1.0), ("y", 3.0), ("z", 0.0))]
     assert {p.axis for p in pairs} == {"overall"} and pairs[0].equal > 0.5 > pairs[5].equal
     pairs, accuracy = annotators.dawid_skene(ranked)
@@ -141,7 +145,8 @@ def test_crowd_bt_labels_are_right_more_often_than_the_majority_and_calibrated()
 def test_crowd_bt_labels_and_ties():
     given = [judged(who, (0, 0) if who in tied else (0, 1), axis="style") for who in "xyz" for tied in ["yz"]]
     (pair,), eta = annotators.crowd_bt(given)
-    assert (pair.tie, pair.label, pair.equal, pair.axis) == (True, 0.5, pytest.approx(2 / 3), "style")
+    assert (pair.tie, pair.chosen, pair.equal, pair.axis) == (True, "a", pytest.approx(2 / 3), "style")
+    assert 0.5 < pair.label < 0.75, "equal leads, and of who decided the label still tells"
     (pair,), eta = annotators.crowd_bt([judged("x", (1, 0), margin=2.0)])
     assert eta["x"] == pytest.approx(0.75, abs=1e-6) and (pair.chosen, pair.margin, pair.annotator) == ("b", 2.0, "x")
     # E[sigma(d) (1/2 + sigma(d) / 2 - 1/4)] / (1/2), over d ~ Normal(0, 2.4^2), is 1/2 + Var[sigma(d)]

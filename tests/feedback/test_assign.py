@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 import threading
 from collections import Counter
 
@@ -63,7 +64,7 @@ class TestTheOrderShown:
         of_bob = [task["item_id"] for task in judge_all(con, bob, lambda t: TIE, limit=10)]
         assert sorted(of_bob) == sorted(of_ann) and of_bob != of_ann
         assert not {task["item_id"] for task in judge_all(con, cat, lambda t: TIE, limit=10)} & {*of_ann}
-        assert of_ann != sorted(of_ann)
+        assert (of_ann, of_bob) != (sorted(of_ann), sorted(of_bob))
 
     def test_rounds_come_in_order(self, tmp_path):
         con, (ann,) = store(tmp_path, [*pairs(5, round=1), *pairs(5, round=0, start=5)], "ann")
@@ -186,6 +187,97 @@ class TestUndo:
         judge_all(con, bob, lambda t: TIE, limit=1)
         assert undo(con, ann, asked(con).guideline_version, PLAIN)["id"] == mine[0]["id"]
         assert last_word(con, bob) is not None
+
+    def test_is_of_the_word_said_last_not_of_the_task_given_last(self, tmp_path):
+        con, (ann,) = store(tmp_path, pairs(2), "ann")
+        first = next_task(con, ann, PLAIN, now=0)
+        say_at(con, ann, first, TIE, 1)
+        version = asked(con).guideline_version
+        second = next_task(con, ann, PLAIN, now=2)
+        say_at(con, ann, second, TIE, 3)
+        assert [undo(con, ann, version, PLAIN, now=4 + k)["id"] for k in range(2)] == [second["id"], first["id"]]
+        say_at(con, ann, second, TIE, 6)
+        say_at(con, ann, first, {"strength": 1}, 7)
+        assert undo(con, ann, version, PLAIN, now=8)["id"] == first["id"], "said after the other one"
+
+    def test_of_a_skip_takes_nobodys_place(self, tmp_path):
+        """Ann skips, Bob gets the item: it stays Bob's, and Ann can still take back what she said before."""
+        con, (ann, bob) = store(tmp_path, pairs(2), "ann", "bob")
+        before = next_task(con, ann, PLAIN, now=0)
+        say_at(con, ann, before, TIE, 1)
+        task = next_task(con, ann, PLAIN, now=2)
+        skip = say_at(con, ann, task, {"skip": True}, 3)
+        theirs, version = next_task(con, bob, PLAIN, now=4), asked(con).guideline_version
+        assert theirs["item_id"] == task["item_id"]
+        for _ in range(2):
+            with pytest.raises(Conflict, match="somebody else has this item now; your skip stands"):
+                undo(con, ann, version, PLAIN, judgement=skip, now=5)
+        assert [row["skipped"] for row in judgements(con)] == [False, True]
+        word = last_word(con, ann, now=5)
+        assert undo(con, ann, version, PLAIN, judgement=word["id"], now=6)["id"] == before["id"]
+        with pytest.raises(Conflict, match="your skip stands"):
+            undo(con, ann, version, PLAIN, now=6)
+        say_at(con, bob, theirs, {"strength": 2}, 7)
+        with pytest.raises(Conflict, match="your skip stands"):
+            undo(con, ann, version, PLAIN, judgement=skip, now=8)
+
+    def test_of_a_skip_whose_place_is_free_gives_the_item_back(self, tmp_path):
+        con, (ann, bob) = store(tmp_path, pairs(1), "ann", "bob")
+        task, version = next_task(con, ann, PLAIN, now=0), asked(con).guideline_version
+        skip = say_at(con, ann, task, {"skip": True}, 1)
+        theirs = next_task(con, bob, PLAIN, now=2)
+        late = 3 + PLAIN.lease_s  # bob's lease is over
+        assert undo(con, ann, version, PLAIN, judgement=skip, now=late)["id"] == task["id"]
+        with pytest.raises(Conflict, match="somebody else has it"):
+            say_at(con, bob, theirs, TIE, late + 1)
+        say_at(con, ann, task, TIE, late + 2)
+
+
+class TestAnyPeople:
+    """Short random histories of people who look, judge, skip, undo and stay away."""
+
+    @pytest.mark.parametrize("seed", range(30))
+    def test_no_place_is_given_twice_and_none_is_lost(self, tmp_path, seed):
+        rng = random.Random(seed)
+        target = rng.choice([1, 2])
+        con, people = store(tmp_path, pairs(3, target_n=target), *("ann", "bob", "cat")[: rng.choice([2, 3])])
+        version, now, held = asked(con).guideline_version, 0.0, {}
+        for _ in range(60):
+            who = rng.choice(people)
+            now += rng.choice([1, 1, 1, 1, PLAIN.lease_s / 3, PLAIN.lease_s + 1])
+            does = rng.random()
+            if does < 0.4:
+                held[who] = next_task(con, who, PLAIN, now=now)
+            elif does < 0.8 and held.get(who):
+                task = con.execute("SELECT * FROM assignment WHERE id = ?", (held.pop(who)["id"],)).fetchone()
+                verdict = rng.choice([TIE, {"strength": 1}, {"skip": True}])
+                leased = task["state"] == "open" and task["leased_until"] > now
+                try:
+                    say_at(con, who, task, verdict, now)
+                except Conflict:
+                    assert not leased, "who holds a running lease may judge"
+            elif last := last_word(con, who, now=now):
+                opened = undo(con, who, version, PLAIN, judgement=last["id"], now=now)
+                shown_next = next_task(con, who, PLAIN, now=now)
+                assert shown_next["id"] == opened["id"], "what is taken back is there again"
+                held[who] = shown_next
+            else:
+                with pytest.raises(Conflict):
+                    undo(con, who, version, PLAIN, now=now)
+            assert con.execute(PLACES, (now,)).fetchone()[0] <= target
+        now += 2 * PLAIN.lease_s
+        for _ in range(20):
+            for who in people:
+                if task := next_task(con, who, PLAIN, now=now):
+                    say_at(con, who, task, TIE, now)
+        left = con.execute(UNFINISHED, (len(people),)).fetchone()[0]
+        assert left == 0, "every item has its verdicts, or everybody has met it"
+
+
+PLACES = """SELECT coalesce(max(places), 0) FROM (SELECT count(*) AS places FROM assignment WHERE repeat_of IS NULL
+    AND (state = 'judged' OR (state = 'open' AND leased_until > ?)) GROUP BY item_id)"""
+UNFINISHED = """SELECT count(*) FROM item WHERE target_n > (SELECT count(*) FROM assignment WHERE item_id = item.id AND
+    state = 'judged') AND ? > (SELECT count(*) FROM assignment WHERE item_id = item.id AND state != 'open')"""
 
 
 class TestTheSameWordsTwice:

@@ -195,6 +195,8 @@ def test_pairs_of_a_set_and_what_is_left_out():
     rows, left = exports.explicit([given])
     assert [(row["chosen"], row["rejected"]) for row in rows] == [("a", "c"), ("b", "c")] and left == {"tie": 1}
     told = {"id": 3, "source_kind": "human", "annotator": "ann", "axis": "style", "margin": 0.5, "prompt": "hi"}
+    told["weight"] = 1 / 3
+    assert exports.lost(given, "trl_explicit") == ["chosen"]
     assert rows[0] == told | {"chosen": "a", "rejected": "c"}, "a column of the form's own name is the form's"
     voted = Pair(as_messages("hi"), "a", "b", label=0.25, source_kind="human")
     assert exports.explicit([voted])[0][0] | {"source_kind": ""} == {
@@ -205,6 +207,72 @@ def test_pairs_of_a_set_and_what_is_left_out():
         "rejected": "a",
     }
     assert exports.explicit([replace(voted, label=0.5)]) == ([], {"tie": 1})
+
+
+SAID = {
+    "axis": "style",
+    "annotator": "ann",
+    "weight": 0.25,
+    "strength": 2,
+    "margin": -0.5,
+    "item": "7",
+    "split": "test",
+}
+NAMED = {"label": 1, "ranking": ["x"], "completion": "c", "labels": [0], "completions": "d", "value": 3, "id": 5}
+
+
+@pytest.mark.parametrize("form", ["trl_explicit", "trl_conversational", "trl_implicit", "ranking"])
+@pytest.mark.parametrize("kind", ["human", "ai", "synthetic"])
+def test_what_a_comparison_says_is_read_back(tmp_path, form, kind):
+    meta = {"id": 5, "value": 3} if form == "ranking" else NAMED
+    given = [compare(prompt=TALK, **SAID, source_kind=kind, meta=meta), compare(prompt=TALK, source_kind=kind)]
+    told = formats_export.write(tmp_path / "a.jsonl", given, form)
+    found, report = formats.load(tmp_path / "a.jsonl")
+    assert report.dropped == report.notes == told["left_out"] == told["fields_left_out"] == {}
+    assert [plain(record) for record in found] == given
+
+
+@pytest.mark.parametrize("name", ["trl_unpaired", "trl_stepwise"])
+def test_what_a_rating_says_is_read_back(write, tmp_path, name):
+    said = {"axis": "style", "annotator": "ann", "weight": 0.25, "split": "test", "source_kind": "ai"}
+    said |= {"item": "7"} if name == "trl_unpaired" else {}
+    given = [row | said | {"id": k} for k, row in enumerate(ROWS[name])]
+    path = write("in.jsonl", "\n".join(map(json.dumps, given)))
+    rated, report = formats.load_ratings(path)
+    assert report.notes == {} and all({k: getattr(r, k) for k in said} == said for r in rated)
+    assert not any(said.keys() & r.meta.keys() for r in rated)
+    told = formats_export.write(tmp_path / "out.jsonl", rated, name)
+    assert lines(tmp_path / "out.jsonl") == given and told["fields_left_out"] == {}
+
+
+def test_what_a_form_cannot_carry_is_counted(tmp_path):
+    given = [compare(**SAID, meta=NAMED | {"axis": "helpfulness"}), compare(meta={"axis": "helpfulness"})]
+    told = formats_export.write(tmp_path / "a.jsonl", given, "trl_explicit")
+    assert told["fields_left_out"] == {"axis": 2}, "the data set's own name of the axis would be read as ours"
+    assert [record.axis for record in formats.load(tmp_path / "a.jsonl")[0]] == ["style", "overall"]
+    told = formats_export.write(tmp_path / "a.jsonl", given, "trl_unpaired")
+    lost = {"label", "ranking", "completion", "labels", "completions", "strength", "margin"}
+    assert told["fields_left_out"] == dict.fromkeys(lost, 1) | {"axis": 2}
+    voted = Pair(as_messages("hi"), "a", "b", label=0.75, equal=0.2, margin=1.0, annotator="x", source_kind="human")
+    assert exports.lost(voted, "trl_explicit") == ["equal"]
+    assert sorted(exports.lost(voted, "trl_unpaired")) == ["equal", "label", "margin"]
+    (row,), _ = exports.explicit([replace(voted, label=0.25, weight=0.5)])
+    assert (row["chosen"], row["soft_label"], row["weight"], row["annotator"]) == ("b", 0.75, 0.5, "x")
+    shown = Demonstration(as_messages("hi"), "Rome", source_kind="human", meta={"label": 1, "axis": "style"})
+    assert exports.lost(shown, "trl_prompt_completion") == ["label"]
+
+
+def test_columns_of_another_kind_stay_the_data_sets_own(write, tmp_path):
+    own = {"axis": 3, "weight": "heavy", "strength": None, "item": 7, "annotator": "", "split": ["x"], "id": 1}
+    row = {"prompt": "hi", "chosen": "a", "rejected": "b", "source_kind": "human"} | own
+    (found,), _ = formats.load(write("a.jsonl", json.dumps(row)))
+    assert plain(found) == compare(meta=own)
+    formats_export.write(tmp_path / "b.jsonl", [found], "trl_explicit")
+    assert lines(tmp_path / "b.jsonl") == [row]
+    (found,), _ = formats.load(write("a.csv", "prompt,chosen,rejected,weight,strength\nhi,a,b,0.5,-1\n"))
+    assert (found.weight, found.strength) == (0.5, -1.0)
+    (found,), _ = formats.load(write("b.csv", "prompt,chosen,rejected,weight,strength\nhi,a,b,-1,2\n"))
+    assert (found.weight, found.strength, found.meta["weight"]) == (1.0, 2.0, "-1")
 
 
 def test_unpaired_labels():

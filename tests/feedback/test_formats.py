@@ -140,6 +140,33 @@ def test_dump_and_load_are_inverse(write, tmp_path):
     assert again == records and report.format == "comparison" and report.notes == {}
 
 
+def test_no_row_of_a_csv_is_lost_without_a_count(write):
+    """One quote that is never closed, in row 50 of 5,000."""
+    body = [f"p{row},c{row},r{row}" for row in range(5000)]
+    body[49] = 'p,"c,r'
+    found, report = formats.load(write("a.csv", "\n".join(["prompt,chosen,rejected", *body])), source_kind="human")
+    assert (report.read, report.kept, len(found), report.dropped) == (5000, 4999, 4999, {"broken_csv": 1})
+    assert report.examples["broken_csv"] == ["line 51: 4951 lines, to line 5001; read on from line 52"]
+    assert found[-1].responses == ("c4999", "r4999")
+
+
+def test_a_damaged_beginning_is_no_damaged_file(write):
+    """The form is told by what can be read, however late it comes."""
+    found, report = formats.load(write("a.csv", 'prompt,chosen,rejected\np,"c,r\np2,c2,r2\n'))
+    assert (
+        report.format == "trl_explicit" and found[0].responses == ("c2", "r2") and report.dropped == {"broken_csv": 1}
+    )
+    found, report = formats.load(write("a.jsonl", "{\n" * 150 + lines(EXPLICIT, EXPLICIT)))
+    assert len(found) == 2 and report.dropped == {"broken_json": 150} and report.read == 152
+
+
+def test_a_row_of_very_many_lines_is_told(write):
+    text = "\n".join(f"line {number}" for number in range(200))
+    found, report = formats.load(write("a.csv", f'prompt,chosen,rejected\np,"{text}",r\np,c,r\n'))
+    assert found[0].responses[0] == text and report.notes["row_of_many_lines"] == 1
+    assert report.examples["row_of_many_lines"] == ["line 2: 200 lines, to line 201"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
@@ -151,7 +178,7 @@ def test_dump_and_load_are_inverse(write, tmp_path):
         ("a.json", json.dumps({"data": [EXPLICIT]}), "its keys are data; the formats are pandalm"),
         ("a.jsonl", lines(EXPLICIT, OWN), "could be trl_explicit or comparison; name the format"),
         ("a.jsonl", lines(EXPLICIT | OWN), "could be"),
-        ("a.jsonl", "{\n[\n", "none of the first 2 rows can be read"),
+        ("a.jsonl", "{\n[\n", "none of its 2 rows can be read"),
         ("a.jsonl", lines(EXPLICIT | {"chosen": 1}), "no usable row"),
         ("a.jsonl", lines(EXPLICIT | {"margin": "much"}), "bad_margin 1 (line 1)"),
     ],

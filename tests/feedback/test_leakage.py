@@ -1,13 +1,14 @@
 """Repeats, and texts that training and evaluation share."""
 
 import string
+import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.feedback import leakage
+from rlhf_jax.feedback import leakage, wording
 from rlhf_jax.feedback.records import Comparison, Demonstration, Pair, Prompt, Rating, as_messages, votes
 
 WORDS = "the quick brown fox jumps over the lazy dog while twenty seven small birds look on in wonder".split()
@@ -71,6 +72,42 @@ def test_which_texts_are_looked_at():
         leakage.leaks([], [], n=0)
     assert leakage.leaks(train, [Prompt(as_messages("..."))]).clean == [0], "no word, no leak"
     assert leakage.leaks([], []).text().startswith("0 of 0 evaluation records (none)")
+
+
+CHINESE = "请写一篇短文介绍黄河的源头和流经的省份以及它对农业的影响吧"
+THAI = "ช่วยเขียนบทความสั้นเกี่ยวกับแม่น้ำเจ้าพระยาและจังหวัดที่ไหลผ่าน"
+
+
+@pytest.mark.parametrize("text", [CHINESE, THAI])
+def test_scripts_without_spaces_leak_by_their_characters(text):
+    train = [ask(text)]
+    assert leakage.leaks(train, [ask(text[:-1] + "x")]).overlapping == [0], "the last character is another"
+    assert leakage.leaks(train, [ask("2. " + text)]).overlapping == [0]
+    assert leakage.leaks(train, [ask(" ".join(text) + "!")]).exact == [0], "spaces and punctuation say nothing"
+    assert leakage.leaks(train, [ask(text[:20])]).clean == [0], "twenty characters are fewer than 13 words"
+
+
+@pytest.mark.parametrize(("shared", "leaked"), [(25, []), (26, [0]), (27, [0])])
+def test_two_characters_count_as_a_word_where_none_are_written_apart(shared, leaked):
+    start = 0x4E00
+    text = "".join(chr(start + k) for k in range(shared))
+    found = leakage.leaks([ask("前" + text + "后")], [ask("甲" + text + "乙")])
+    assert found.overlapping == leaked and found.exact == []
+
+
+@pytest.mark.parametrize("text", ["Où est le café ?", "가나다 라마", "हिन्दी में लिखो", "ℌall №5", "ｆｕｌｌ　ｗｉｄｔｈ"])
+def test_one_text_in_several_unicode_forms_is_one_text(text):
+    forms = [unicodedata.normalize(form, text) for form in ("NFC", "NFD", "NFKC", "NFKD")]
+    for one in forms:
+        assert leakage.leaks([ask(one)], [ask(other.upper()) for other in forms]).exact == [0, 1, 2, 3]
+    assert wording.words("हिन्दी में") == ["हिन्दी", "में"], "vowel signs do not part words"
+
+
+@given(st.text(max_size=30))
+def test_words_are_of_any_text(text):
+    found = wording.words(text)
+    assert wording.words(f"  {text} !") == found
+    assert all(word and not word.isspace() for word in found)
 
 
 def test_a_system_message_that_all_share_is_no_leak():

@@ -2,11 +2,13 @@ import hashlib
 import itertools
 import json
 import math
+import unicodedata
 from dataclasses import replace
 
 import pytest
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.feedback import leakage
 from rlhf_jax.feedback.records import (
     Comparison,
     Demonstration,
@@ -94,7 +96,7 @@ def test_a_malformed_comparison_is_refused_in_one_line(change, words, unchecked)
     [
         ({"label": 1.5}, "label must be a finite number of at least 0 and at most 1"),
         ({"label": math.nan}, "label must be"),
-        ({"tie": True}, "a tie has label 0.5"),
+        ({"tie": True}, "a tie has label 0.5 unless votes call it equal"),
         ({"weight": -0.1}, "weight"),
         ({"margin": math.nan}, "margin"),
         ({"source_kind": ""}, "source_kind is one of"),
@@ -156,7 +158,9 @@ A, B, TIE = (0, 1), (1, 0), (0, 0)
         ((A, A, A), "a", 1.0, False),
         ((A, TIE), "a", 1.0, False),
         ((A, A, B, TIE), "a", 2 / 3, False),
-        ((A, TIE, TIE), "a", 0.5, True),
+        ((A, TIE, TIE), "a", 1.0, True),
+        ((A, A, TIE, TIE, TIE), "a", 1.0, True),
+        ((A, A, B, TIE, TIE, TIE), "a", 2 / 3, True),
         ((A, B), "a", 0.5, True),
         ((A, B, TIE), "a", 0.5, True),
         ((TIE,), "a", 0.5, True),
@@ -166,6 +170,18 @@ def test_votes_become_soft_labels(ranks, chosen, label, tie):
     """Contradicting judgements are kept, 2 to 1 gives 0.667."""
     (pair,) = votes(vote(*ranks))
     assert (pair.chosen, pair.tie) == (chosen, tie) and pair.label == pytest.approx(label) and pair.weight == 1.0
+
+
+def test_the_label_is_of_the_decisive_votes_also_where_equal_leads():
+    """2 for a, none for b, 3 equal: of win, loss and tie the votes are .4, 0 and .6."""
+    (pair,) = votes(vote(A, A, TIE, TIE, TIE))
+    won, lost = (1 - pair.equal) * pair.label, (1 - pair.equal) * (1 - pair.label)
+    assert (won, lost, pair.equal) == pytest.approx((0.4, 0.0, 0.6)) and pair.tie and pair.margin == 0
+    assert pair.share == pytest.approx(0.7), "half a vote for either"
+    (level,) = votes(vote(A, B, TIE))
+    assert level.label == level.share == 0.5 and level.equal == pytest.approx(1 / 3)
+    (none,) = votes(vote(TIE, TIE))
+    assert (none.label, none.equal, none.share) == (0.5, 1.0, 0.5)
 
 
 def test_votes_count_by_weight():
@@ -221,6 +237,23 @@ def test_the_split_is_by_prompt_and_by_seed():
     assert split_by_prompt(records, 0.3, seed=1) == (rest, held)
     assert split_by_prompt(records, 0.3, seed=2) != (rest, held)
     assert split_by_prompt(records[::-1], 0.3, seed=1)[1][::-1] == held, "a prompt's part does not depend on the others"
+
+
+def test_prompts_that_leaks_calls_one_stay_together():
+    """But for case, spaces, punctuation, Unicode form, role, system message: whole leaks, were they torn apart."""
+
+    def forms(k):
+        text = f"Où est la gare {k} ?"
+        plain = [text, text.upper(), f"  où   est la gare, {k}!", unicodedata.normalize("NFD", text)]
+        return [*map(as_messages, plain), said(text), ({"role": "system", "content": "Be kind."}, *said(text))]
+
+    records = [Prompt(prompt, meta={"k": k}) for k in range(60) for prompt in forms(k)]
+    for by in ("conversation", "prompt"):
+        rest, held = split_by_prompt(records, 0.4, by=by)
+        assert 6 * 12 < len(held) < 6 * 36 and {r.meta["k"] for r in rest}.isdisjoint(r.meta["k"] for r in held)
+        assert leakage.leaks(rest, held).exact == []
+    wordless = [Prompt(as_messages("?" * k)) for k in range(1, 60)]
+    assert 0 < len(split_by_prompt(wordless, 0.5)[1]) < 59, "prompts without a word go by themselves"
 
 
 def test_the_split_has_about_the_size_asked_for():

@@ -364,7 +364,7 @@ class TestUndoAndDrafts:
         reply = site.post("/api/undo", {}).json()
         assert reply["task"]["assignment"] == task["assignment"] and reply["task"]["responses"] == task["responses"]
         assert reply["task"]["draft"] == {"verdict": {"strength": -2}, "flags": ["unsafe"], "rationale": "hm", "ms": 99}
-        assert reply["progress"]["done"] == 0 and reply["can_undo"] is False
+        assert reply["progress"]["done"] == 0 and reply["can_undo"] is False and reply["undone"] == task["assignment"]
         assert site.post("/api/undo", {}).status_code == 409
         site.say({"strength": 3})
         assert [row["said"] for row in judgements(site.con)] == [{"strength": 3}]
@@ -493,20 +493,28 @@ class TestGuidelines:
         assert len({row["guideline_version"] for row in judgements(site.con)}) == 2
 
 
+BODY = set("task progress guideline_version annotator source_kind paused notice can_undo undoes".split())
+TASK = set("assignment kind messages responses axes question draft flags can_undo".split())
+"""What the page is told of a task, and nothing besides: whatever comes in must be shown to be the same of hidden items."""
+
+
 class TestHiddenItems:
     def test_look_like_any_other(self, tmp_path):
         gold = [NewItem(f"gold {i}", ["x", "y"], gold={"strength": -1}) for i in range(30)]
         site = Site(tmp_path, [*pairs(100), *gold], rules=Rules(gold_rate=0.3, repeat_rate=0.2, repeat_gap=2))
-        shapes = set()
+        shapes, looks = set(), set()
         for _ in range(40):
             body = site.get().json()
             shapes.add(
                 (frozenset(body), frozenset(body["task"]), frozenset(body["progress"]), body["progress"]["total"])
             )
             assert "gold" not in json.dumps({k: v for k, v in body["task"].items() if k not in ("messages",)})
+            assert set(body) == BODY and set(body["task"]) == TASK
+            said = {name: body["task"][name] for name in ("kind", "axes", "question", "flags", "draft")}
+            looks.add(json.dumps(said, sort_keys=True))
             best = next((k for k, text in enumerate(body["task"]["responses"]) if text == "x"), None)
             site.say({"strength": -1 if best == 0 else 1})
-        assert len(shapes) == 1
+        assert len(shapes) == len(looks) == 1
         kinds = {(row["gold"] is not None, row["repeat_of"] is not None) for row in judgements(site.con)}
         assert kinds == {(False, False), (True, False), (False, True)}
 

@@ -135,8 +135,22 @@ class TestMigration:
         con = open_store(path)
         assert con.execute("PRAGMA user_version").fetchone()[0] == len(STEPS)
         assert judgements(con) == rows
+        for change in ("judgement SET ms = 1", "item SET gold = '{}'"):
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                con.execute(f"UPDATE {change} WHERE id = 1")
+
+    def test_of_version_2_takes_the_third_step(self, tmp_path, monkeypatch):
+        with monkeypatch.context() as past:
+            past.setattr(store_module, "STEPS", STEPS[:2])
+            con, (ann,) = store(tmp_path, pairs(3), "ann")
+            judge_all(con, ann, lambda task: {"strength": 2})
+            con.execute("UPDATE item SET score = 7 WHERE id = 1")  # version 2 let it happen
+            rows = judgements(con)
+            con.close()
+        con = open_store(tmp_path / "judgements.sqlite")
+        assert judgements(con) == rows and add_items(con, pairs(3)) == [1, 2, 3]
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-            con.execute("UPDATE judgement SET ms = 1 WHERE id = 1")
+            con.execute("UPDATE item SET score = 8 WHERE id = 1")
 
     def test_a_step_that_fails_leaves_the_old_file(self, old, monkeypatch):
         path, rows = old
@@ -176,16 +190,61 @@ class TestNothingIsEverLost:
             "UPDATE response SET text = 'other'",
             "DELETE FROM prompt",
             "UPDATE guideline SET text = 'other'",
+            "INSERT OR REPLACE INTO prompt SELECT id, messages, 'other', tags, created_at FROM prompt LIMIT 1",
+            "INSERT OR REPLACE INTO response SELECT id, prompt_id, 'other', policy, checkpoint, round, generation, "
+            "n_tokens, logprob_ref, created_at FROM response LIMIT 1",
+            "INSERT OR REPLACE INTO response SELECT 'other', prompt_id, text, policy, checkpoint, round, generation, "
+            "n_tokens, logprob_ref, created_at FROM response LIMIT 1",
+            "INSERT OR REPLACE INTO response(rowid, id, prompt_id, text, policy, checkpoint, round, generation, created_at) "
+            "SELECT rowid, 'other', prompt_id, 'other', policy, checkpoint, round, generation, created_at FROM response",
+            "UPDATE item SET response_ids = '[]'",
+            "UPDATE item SET gold = '{}'",
+            "UPDATE item SET selection = 'active:bald'",
+            "UPDATE item SET target_n = 1 WHERE target_n = 2",
+            "UPDATE item SET rowid = 70 WHERE id = 1",
+            "INSERT OR REPLACE INTO item SELECT 90, key, prompt_id, kind, '[]', axes, round, target_n, gold, selection, "
+            "score, created_at FROM item LIMIT 1",
+            "INSERT OR REPLACE INTO item SELECT id, 'other', prompt_id, kind, '[]', axes, round, target_n, gold, selection, "
+            "score, created_at FROM item LIMIT 1",
+            "UPDATE assignment SET shown = '[]'",
+            "UPDATE OR REPLACE assignment SET item_id = 1, annotator_id = annotator_id",
+            "INSERT OR REPLACE INTO assignment SELECT 90, item_id, annotator_id, repeat_of, shown, 'open', 0, 0, 0 "
+            "FROM assignment LIMIT 1",
+            "UPDATE annotator SET source_kind = 'synthetic'",
+            "UPDATE OR REPLACE annotator SET name = 'ann' WHERE name = 'bob'",
+            "INSERT OR REPLACE INTO annotator SELECT 'other', name, token_hash, 1, source_kind, groups, consent_at, paused, "
+            "gold_from, created_at FROM annotator",
+            "INSERT OR REPLACE INTO guideline SELECT version, 'other', axes, created_at FROM guideline",
+            "INSERT OR REPLACE INTO export SELECT id, 'other', filter, sha256, n_rows, created_at FROM export",
+            "UPDATE meta SET value = 'other'",
+            "DELETE FROM meta",
+            "INSERT OR REPLACE INTO meta VALUES ('seed', 'other')",
         ],
     )
     def test_the_file_itself_refuses(self, con, statement):
-        before = judgements(con)
+        con.execute("INSERT INTO export VALUES (1, 'p', '{}', '', 2, 0.0)")
+        con.execute("UPDATE item SET target_n = 2 WHERE id = 2")
+        add_annotator(con, "bob")
+        tables = "meta prompt response item annotator assignment judgement guideline export".split()
+
+        def everything():
+            return [[tuple(row) for row in con.execute(f"SELECT * FROM {table}")] for table in tables]
+
+        before = everything()
         for key in ("ON", "OFF"):  # with the foreign keys off, as in another program
             con.execute(f"PRAGMA foreign_keys = {key}")
             con.execute(f"PRAGMA recursive_triggers = {key}")
             with pytest.raises(sqlite3.IntegrityError, match="append-only|nothing is deleted"):
                 con.execute(statement)
-        assert judgements(con) == before and len(before) == 2
+        assert everything() == before and len(judgements(con)) == 2
+
+    def test_what_may_change_still_does(self, con):
+        for change in ("item SET target_n = 9", "assignment SET leased_until = 1, opened_at = 2, state = 'judged'"):
+            assert con.execute(f"UPDATE {change}").rowcount == 2
+        assert con.execute("UPDATE annotator SET token_hash = '', paused = 'x', admin = 1, gold_from = 4").rowcount == 1
+        for text in ("1", "2"):
+            con.execute("INSERT OR REPLACE INTO draft VALUES (1, ?, 0)", (text,))
+        assert con.execute("SELECT draft FROM draft").fetchone()[0] == "2"
 
     def test_a_task_has_one_first_word_and_one_word_after_each(self, con):
         columns = "assignment_id, kind, said, value, tie, both_bad, flags, rationale, ms, guideline_version, ui_version"
@@ -198,9 +257,9 @@ class TestNothingIsEverLost:
 
     def test_an_error_takes_the_whole_transaction_back(self, con):
         with pytest.raises(ZeroDivisionError), writing(con):
-            con.execute("UPDATE annotator SET name = 'other'")
+            con.execute("UPDATE annotator SET paused = 'other'")
             raise ZeroDivisionError
-        assert annotators(con)[0]["name"] == "ann"
+        assert annotators(con)[0]["paused"] is None
         with writing(con):  # and the next one is not held up
             pass
 

@@ -107,8 +107,85 @@ def test_csv_rows(write):
     ]
 
 
-def test_a_quote_that_is_never_closed_costs_the_rest_but_is_told(write):
-    assert read(write("a.csv", 'a,b\n1,2\n"3,4\n5,6\n')) == [(2, {"a": "1", "b": "2"}), (3, "broken_csv")]
+@pytest.mark.parametrize("rows", [1, 2, 49, 4999])
+@pytest.mark.parametrize("bad", [0, 30, 49])
+def test_a_quote_that_is_never_closed_costs_its_own_row_alone(write, rows, bad):
+    lines = [f"p{row},r{row}" for row in range(rows)]
+    lines[min(bad, rows - 1)] = 'p,"r'
+    found = {row.number: row for row in tables.rows(write("a.csv", "\n".join(["a,b", *lines]) + "\n"))}
+    assert list(found) == list(range(2, rows + 2)), "each once, in order"
+    broken = found.pop(min(bad, rows - 1) + 2)
+    assert broken.reason == "broken_csv"
+    assert all(row.value == {"a": f"p{row.number - 2}", "b": f"r{row.number - 2}"} for row in found.values())
+    if bad < rows - 1:
+        told = f"{rows - bad} lines, to line {rows + 1}; read on from line {bad + 3}"
+        assert broken.detail == told
+
+
+def test_lines_that_are_not_read_again_are_counted_one_by_one(write, monkeypatch):
+    monkeypatch.setattr(tables, "REREAD", 20)
+    text = 'a,b\n1,2\n"3,4\n5,6\n7,8\n"x"y,0\n"9,0\n1,2\n1,2\n'
+    found = read(write("a.csv", text))
+    assert [number for number, _ in found] == list(range(2, 10)), "every line is in a count, once"
+    assert found[1:6] == [
+        (3, "broken_csv"),
+        (4, {"a": "5", "b": "6"}),
+        (5, {"a": "7", "b": "8"}),
+        (6, "broken_csv"),
+        (7, "broken_csv"),
+    ]
+    assert found[6:] == [(8, "inside_broken_csv"), (9, "inside_broken_csv")]
+
+
+def test_reading_again_has_an_end(write, monkeypatch):
+    """Every line leaves a quote open, read from its beginning as from within: none is read more than a few times."""
+    read_lines = 0
+
+    def counting(*given, inner=tables._lines):
+        nonlocal read_lines
+        for line in inner(*given):
+            read_lines += 1
+            yield line
+
+    class Counting(tables.deque):
+        def popleft(self):
+            nonlocal read_lines
+            read_lines += 1
+            return super().popleft()
+
+    monkeypatch.setattr(tables, "_lines", counting)
+    monkeypatch.setattr(tables, "deque", Counting)
+    monkeypatch.setattr(tables, "REREAD", 20_000)
+    path = write("a.csv", "a,b\n" + 'a","\n' * 1000)
+    assert [row.reason for row in tables.rows(path)].count("") == 0
+    assert sorted(row.number for row in tables.rows(path)) == list(range(2, 1002))
+    assert read_lines < 2 * (1001 + 20_000 / 5 + 1)
+
+
+def test_many_lines_that_a_stray_pair_of_quotes_swallows(write):
+    """Both quotes are there, rows lie between them: a record that is too long to be one is read again, or told."""
+    lines = [f"p{row},r{row}" for row in range(300)]
+    path = write("a.csv", "\n".join(["a,b", '"p,r', *lines, 'p",r,s', "p,r"]) + "\n")
+    found = list(tables.rows(path))
+    assert [row.reason for row in found] == ["wrong_number_of_columns", *[""] * 300, "wrong_number_of_columns", ""]
+    assert found[0].detail == "302 lines, to line 303; read on from line 3"
+    found = list(tables.rows(write("b.csv", "\n".join(["a,b", '"p,r', *lines, 'p",r', "p,r"]) + "\n")))
+    assert [(row.number, row.reason, row.detail) for row in found] == [(2, "", "302 lines, to line 303"), (304, "", "")]
+    found = list(tables.rows(write("c.csv", 'a,b\n"p\nq",r,s\n1,2\n')))
+    assert [(row.reason, row.detail) for row in found] == [("wrong_number_of_columns", "2 lines, to line 3"), ("", "")]
+
+
+def test_a_record_of_many_lines_is_held_up_to_the_limit_only(write):
+    path = write("a.csv", 'a,b\n1,"2\n' + 'x","\n' * 20 + "3,4\n")
+    assert next(tables.rows(path, max_line=50)).detail.startswith("11 lines, to line 12;")
+    found = read(path, max_line=50)
+    assert found[0] == (2, "broken_csv") and found[-1] == (23, {"a": "3", "b": "4"})
+    assert [number for number, _ in found] == list(range(2, 24))
+
+
+def test_a_line_too_long_inside_a_broken_record_is_told_once(write):
+    found = read(write("a.csv", 'a,b\n"1,2\n' + "x" * 60 + "\n3,4\n"), max_line=50)
+    assert found == [(2, "broken_csv"), (3, "line_too_long"), (4, {"a": "3", "b": "4"})]
 
 
 def test_csv_fields_may_be_longer_than_the_module_allows_by_itself(write):

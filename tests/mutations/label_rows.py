@@ -5,6 +5,7 @@ from tests.mutations.mutation import Mutation
 PAGE = "rlhf_jax/feedback/server/page"
 KEYS, KEPT = "tests/browser/test_keyboard.py", "tests/browser/test_kept.py"
 STRANGERS, LOOKS = "tests/browser/test_strangers.py", "tests/browser/test_looks.py"
+ROUNDS = "tests/experiments/test_rounds.py"
 SCRIPT, DIVERSE = "tests/experiments/test_label.py", "tests/feedback/test_diverse.py"
 
 
@@ -42,7 +43,7 @@ ROWS: tuple[Mutation, ...] = (
         f"{KEPT} test_another_window_has_the_draft_too", "lost with the window"),
     row("time-begins-anew", f"{PAGE}/app.js", "spent = Number.isFinite(draft?.ms) ? draft.ms : 0;", "spent = 0;",
         f"{KEPT} test_time_goes_on_after_a_reload", "slow work passes for fast work"),
-    row("undo-forgets", f"{PAGE}/app.js", 'act("api/undo", {}, () => drafts.save())', 'act("api/undo", {})',
+    row("undo-forgets", f"{PAGE}/app.js", '{ before: () => drafts.save(), says: takenBack }', '{ says: takenBack }',
         f"{KEPT} test_undo_keeps_what_was_begun", "what was begun is gone after an undo"),
     row("last-item-stays", f"{PAGE}/app.js", '  byId("rationale").value = "";\n', "",
         f"{KEPT} test_nothing_of_one_person_is_on_the_page_of_the_next", "one person's reason is on the next person's page"),
@@ -87,4 +88,38 @@ ROWS: tuple[Mutation, ...] = (
         f"{SCRIPT} test_other_machines_only_when_asked", "served to the whole network by a slip"),
     row("overlap-lost", "experiments/label_parts.py", "axes_of(cfg), cfg.overlap, source", "axes_of(cfg), 1, source",
         f"{SCRIPT} test_each_kept_response_is_in_one_item_and_the_rest_is_counted", "nobody judges what another one has judged"),
+    row("refused-in-silence", f"{PAGE}/app.js", '"All done, thank you", [...(said ? [said] : []), ', '"All done, thank you", [',
+        f"{KEPT} test_the_last_item_that_was_given_to_somebody_else", "an answer is thrown away without a word"),
+    row("refused-and-forgotten", f"{PAGE}/drafts.js", '    await call("api/draft", { assignment, draft });\n    return true;',
+        "    return true;", f"{KEPT} test_the_last_item_that_was_given_to_somebody_else", "what was written is lost"),
+    row("here-again-always", f"{PAGE}/app.js", "if (next?.assignment === undone) return", "return",
+        f"{KEPT} test_an_undo_whose_item_went_to_somebody_else", "another item is taken for the one that was undone"),
+    row("blank-card", f"{PAGE}/dom.js", "if (BLANK.test(text))", 'if (text === "")',
+        f"{LOOKS} test_a_response_without_a_letter_is_marked", "a response that seems not to be there"),
+    row("admin-at-first-only", "experiments/label_parts.py", "    if admin:\n        make_admin(con, admin)\n", "",
+        f"{SCRIPT} TestTokens::test_an_admin_is_one_on_a_store_that_knows_them_already", "the report's link answers 403"),
+    row("groups-unasked", "experiments/label.py", "include_groups=cfg.include_groups", "include_groups=True",
+        f"{SCRIPT} TestTokens::test_what_people_tell_of_themselves_is_exported_only_when_asked_for", "people are told of"),
+    row("selection-unmarked", "experiments/label_select.py", "made[at], selection=label, score", "made[at], score",
+        f"{SCRIPT} TestSelection::test_the_members_choose_and_a_fifth_is_drawn_at_random", "all pass for random"),
+    row("selection-of-one-member", "experiments/label_select.py", "margins = said[:, first] - said[:, second]",
+        "margins = said[[0, 0]][:, first] - said[[0, 0]][:, second]",
+        f"{SCRIPT} TestSelection::test_the_members_choose_and_a_fifth_is_drawn_at_random", "nothing to disagree about"),
+    row("evaluated-on-chosen", "experiments/reward_parts.py", "held := selection.fair(held)", "held := list(held)",
+        f"{SCRIPT} test_reward_models_are_evaluated_on_random_items_only", "accuracy on the hardest pairs"),
+    row("skip-is-opinion", "experiments/rounds_parts.py", "AND state = 'judged') AS verdicts", "AND state != 'open') AS verdicts",
+        f"{ROUNDS} test_a_round_is_judged_when_every_item_has_as_many_people_as_it_takes", "a round ends with one opinion"),
+    row("round-without-end", "experiments/rounds_parts.py", "verdicts >= target_n OR met >= :judges", "verdicts >= target_n",
+        f"{ROUNDS} test_a_round_ends_when_nobody_is_left_who_may_judge", "a round waits for nobody"),
+    row("fresh-after-learning", "experiments/rounds.py", 'tested = stage(folder, "fresh", fresh)\n',
+        'stage(folder, "reward", functools.partial(learn, 0))\n    tested = stage(folder, "fresh", fresh)\n',
+        f"{ROUNDS} test_fresh_pairs_come_before_the_model_that_learns_from_them", "tested after training"),
+    row("folders-of-old", "experiments/rounds_parts.py",
+        "return os.path.relpath(Path(folder).resolve(), Path(cfg.out).resolve())",
+        "return str(Path(folder).resolve())", f"{ROUNDS} test_a_run_folder_that_was_moved_goes_on", "a moved run cannot go on"),
+    row("begun-elsewhere", "experiments/rounds_parts.py", "if was != folder and was.endswith(tail):", "if False:",
+        f"{ROUNDS} test_a_stage_that_was_begun_elsewhere_is_gone_on_with", "a moved stage is refused"),
+    row("report-nominal", "rlhf_jax/runs/label_report.py",
+        'if levels == ("nominal",) else "quadratic"', 'if levels else "quadratic"',
+        "tests/runs/test_label_report.py test_kappa_of_strengths_and_ratings_is_quadratic", "off by one is as bad as off by six"),
 )

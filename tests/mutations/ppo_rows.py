@@ -1050,7 +1050,7 @@ ROWS: tuple[Mutation, ...] = (
         "ties-count-as-wrong",
         48,
         "algorithms/reward_model.py",
-        "undecided = (chosen == rejected) | (batch.label == 0.5)",
+        "undecided = (chosen == rejected) | (label == 0.5)",
         "undecided = chosen == rejected",
         f"{MODEL} loss_and_metrics_equal_a_loop",
         "a tie is half right",

@@ -253,7 +253,7 @@ ROWS: tuple[Mutation, ...] = (
         "ties-are-wins",
         0,
         "reward_parts",
-        'pairs = [pair for pair in pairs if not (pair.tie and cfg.ties == "drop")]',
+        "pairs = [replace(pair, equal=0.0) for pair in pairs if not pair.tie]",
         "pairs = list(pairs)",
         "judgements_become_pairs_as_told",
         "ties stay though they were to be dropped",

@@ -83,6 +83,27 @@ def pair(prompt, chosen, rejected, **more):
     return records.Pair(prompt, chosen, rejected, source_kind="human", **more)
 
 
+def test_what_was_said_of_a_pair_stands_in_its_row():
+    given = [
+        pair(
+            chat("the cat"),
+            " sat on",
+            " ran",
+            label=0.75,
+            equal=0.25,
+            margin=0.5,
+            weight=2.0,
+            annotator="B",
+            axis="style",
+        ),
+        pair(chat("the cat"), " sat on", " ran", label=1.0, equal=0.6, tie=True, annotator="A"),
+    ]
+    rows, _, _ = data.encode_pairs(given, tokenizer("chat"), window=16, judges=("A", "B"), axes=("overall", "style"))
+    found = {name: getattr(rows, name).tolist() for name in ("label", "tie", "margin", "weight", "judge", "axis")}
+    assert found.pop("tie") == pytest.approx([0.25, 0.6])
+    assert found == {"label": [0.75, 1.0], "margin": [0.5, 0.0], "weight": [2.0, 1.0], "judge": [1, 0], "axis": [1, 0]}
+
+
 @pytest.mark.parametrize("kind", ["chat", "adds", "both", "same"])
 def test_invariant_15_a_reward_model_reads_the_same_ids_in_training_and_in_scoring(kind):
     prompt = plain("the cat") if kind == "adds" else chat("the cat")

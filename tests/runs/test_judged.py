@@ -3,12 +3,14 @@
 import dataclasses
 from collections import Counter
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import records, simulate
 from rlhf_jax.feedback.statistics import annotators
+from rlhf_jax.objectives import reward
 from rlhf_jax.playground import tokenizer as words_of
 from rlhf_jax.runs import data, judged, judged_rows
 
@@ -48,6 +50,20 @@ def test_the_share_of_ties_stands_beside_the_share_of_wins():
     assert pair.label == pytest.approx(2 / 3) and pair.equal == 0.25 and not pair.tie
     each = judged.pairs(votes, "each")
     assert [pair.equal for pair in each] == [0, 1, 0, 0] and [pair.annotator for pair in each] == list("ABCD")
+
+
+def test_the_target_of_davidson_where_equal_leads():
+    """2 for the first, none for the second, 3 equal: win .4, loss 0, tie .6; without a third verdict .7 against .3."""
+    votes = [said((0, 1), "A"), said((0, 1), "B"), *(said((0, 0), who) for who in "CDE")]
+    rows, _, _ = data.encode_pairs(judged.pairs(votes, "votes"), made_tokenizer(), window=16)
+    label, tie = rows.label.item(), rows.tie.item()
+    assert ((1 - tie) * label, (1 - tie) * (1 - label), tie) == pytest.approx((0.4, 0.0, 0.6))
+    rewards = jnp.asarray([0.7]), jnp.asarray([-0.4])
+    half = reward.davidson(*rewards, label=jnp.asarray(rows.label), tie=jnp.asarray(rows.tie), log_nu=0.3)
+    odds = np.exp([0.55, 0.3, -0.55])
+    assert half.item() == pytest.approx(
+        -(0.4 * np.log(odds[0] / odds.sum()) + 0.6 * np.log(odds[1] / odds.sum())), rel=1e-5
+    )
 
 
 def test_labels_are_those_of_the_statistics():

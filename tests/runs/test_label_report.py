@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 from dataclasses import asdict, replace
@@ -118,6 +119,35 @@ def test_agreement_is_the_library_s(found):
             assert questions[name]["alpha"][level] == alpha.value
     style = questions["rating: style"]
     assert style["alpha"] == {"ordinal": None, "interval": None} and "every value is 3" in style["reason"]
+
+
+def test_kappa_of_strengths_and_ratings_is_quadratic():
+    """Three people who judge everything; the kappa by hand."""
+    rows = made(1, people=3, items=80)
+    questions = {q["question"]: q for q in label_report.summary(rows, progress=None)["agreement"]}
+    overall = [row for row in rows if row.axis == "overall"]
+    for name, units in (
+        ("by how much, −3..3", agreement_rows.strengths(overall)),
+        ("rating: helpful", agreement_rows.ratings(rows)["helpful"]),
+    ):
+        assert questions[name]["cohen"] == pytest.approx(quadratic_kappa(units.values()), abs=1e-12)
+
+
+def quadratic_kappa(units):
+    """Cohen's kappa with quadratic weights of each two people who share ten units or more, weighed by how many they share."""
+    shared = {}
+    for unit in units:
+        for a, b in itertools.combinations(sorted(unit), 2):
+            shared.setdefault((a, b), []).append((unit[a], unit[b]))
+    total = count = 0
+    for said in shared.values():
+        if len(said) < 10:
+            continue
+        observed = sum((x - y) ** 2 for x, y in said) / len(said)
+        expected = sum((x - y) ** 2 for x, _ in said for _, y in said) / len(said) ** 2
+        if expected:
+            total, count = total + len(said) * (1 - observed / expected), count + len(said)
+    return total / count if count else None
 
 
 def test_counts_and_progress(found):

@@ -226,7 +226,10 @@ PROMPT_KEYS = _listed(also="prompts")
 def recognise(row: JsonObject, known: Any = tuple(COMPARISON_KEYS)) -> set[str]:
     """Which of the known forms a row's keys (and the kind of value under them) fit: usually one, none when unknown.
 
-    A form of judgements goes before a simpler one, and a `prompt` column before `messages`.
+    A form of judgements goes before a simpler one, and a `prompt` column before `messages`. A prompt with two answers is a
+    pair, whatever the data set's own columns are called.
     """
     found = {name for name in known if FORMS[name].fits(row)}
+    if "trl_explicit" in found:
+        found -= {"ranking", *SINGLE}
     return found - set(SIMPLER) or found & {"trl_prompt"} or found

@@ -72,15 +72,16 @@ def recognised(
     head = list(islice(lines, LOOKED_AT))
     if not head:
         raise UserError(f"{path} has no rows; expected one of {listed}")
-    lines = chain(head, lines)
     if format != "auto":
-        return format, lines
+        return format, chain(head, lines)
     values = [row.value for row in head if row.value is not None]
+    while not values and (row := next(lines, None)) is not None:  # a damaged beginning is no damaged file
+        head.append(row)
+        values = [row.value for row in [row] if row.value is not None]
+    lines = chain(head, lines)
     if not values:
         reasons = ", ".join(f"{reason} {count}" for reason, count in Counter(row.reason for row in head).items())
-        raise UserError(
-            f"{path}: none of the first {len(head)} rows can be read ({reasons}); expected JSON objects or CSV"
-        )
+        raise UserError(f"{path}: none of its {len(head)} rows can be read ({reasons}); expected JSON objects or CSV")
     counts = Counter(name for value in values for name in sorted(formats_known.recognise(value, known)))
     if counts["comparison"]:  # a file of our own may hold both; who asks for ratings asks for those alone
         del counts["rating"]
@@ -124,7 +125,7 @@ def collect(
         read += 1
         found: list[Any] = []
         notes: list[str] = []
-        reason, detail = row.reason, ""
+        reason, detail = row.reason, row.detail
         if hub:
             seen.update(json.dumps(row.value, sort_keys=True).encode() + b"\n")
         if row.value is not None:
@@ -134,6 +135,8 @@ def collect(
                 reason, detail = bad.reason, bad.detail
             except UserError as error:
                 raise UserError(f"{path}, {unit} {row.number}: {error}") from None
+        if found and detail:
+            notes = [*notes, "row_of_many_lines"]
         for record in found:
             if not isinstance(record, Prompt):
                 record.meta.setdefault("provenance", provenance)

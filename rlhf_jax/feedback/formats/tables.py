@@ -13,6 +13,7 @@ import io
 import json
 import re
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from rlhf_jax.errors import UserError
 
 MAX_LINE = 16 * 2**20
 MAX_ARRAY = 2**30
+LONG = 100
+"""Lines of a CSV record beyond which it is told, and read again line by line where its columns are not the header's."""
+REREAD = 2**28
+"""Bytes of a CSV file that are read again after broken records; further ones take the lines that they swallowed along."""
 UNDECODED = re.compile("[\udc80-\udcff]")
 
 
@@ -33,6 +38,11 @@ class Row:
     number: int
     value: dict[str, Any] | None
     reason: str = ""
+    detail: str = ""
+    """A word on where, beside the number: how many lines a CSV record took."""
+
+
+Line = tuple[int, bytes | None]
 
 
 def kind_of(path: str | Path) -> str:
@@ -59,9 +69,11 @@ def rows(path: str | Path, *, max_line: int = MAX_LINE, max_array: int = MAX_ARR
     """The rows of a file, in order, read as a stream (a JSON array is read whole).
 
     Reasons of unreadable rows: line_too_long (above `max_line` bytes), not_utf8, broken_json, not_an_object,
-    lone_surrogate, broken_csv, wrong_number_of_columns. Blank lines are no rows. A `.json` file that starts with an
-    object is read as lines, or as one row when the whole of it is one object. Raises UserError for a file that cannot
-    be read, or for a JSON array that is broken or above `max_array` bytes.
+    lone_surrogate, broken_csv, inside_broken_csv, wrong_number_of_columns. Blank lines are no rows. A CSV record that is
+    broken, by a quote that is never closed for example, costs its first line: reading goes on with its second, and the
+    row's `detail` says so. A `.json` file that starts with an object is read as lines, or as one row when the whole of it
+    is one object. Raises UserError for a file that cannot be read, or for a JSON array that is broken or above `max_array`
+    bytes.
     """
     path = Path(path)
     kind = kind_of(path)
@@ -174,26 +186,50 @@ def _single_object(path: Path, limit: int) -> dict[str, Any] | None:
 
 
 def _csv(path: Path, stream: io.BufferedIOBase, limit: int) -> Iterator[Row]:
-    taken: list[int] = []  # the lines of the record being read
-    too_long: list[int] = []  # lines left out before or in it
+    source = _lines(stream, limit)
+    again: deque[Line] = deque()  # lines of a broken record, to be read once more
+    taken: list[Line] = []  # those of the record being read
+    size, spare = 0, REREAD
 
     def text() -> Iterator[str]:
-        for number, line in _lines(stream, limit):
-            (taken if line is not None else too_long).append(number)
-            if line is not None:
-                yield line.decode(errors="surrogateescape")  # so that one bad byte costs its own row only
+        nonlocal size
+        while (line := again.popleft() if again else next(source, None)) is not None:
+            taken.append(line)
+            size += len(line[1] or b"")
+            if size > limit and len(taken) > 1:
+                raise csv.Error("a record above the limit")
+            if line[1] is not None:
+                yield line[1].decode(errors="surrogateescape")  # so that one bad byte costs its own row only
 
     reader = csv.reader(text(), strict=True)
     header: list[str] | None = None
     while True:
         taken.clear()
-        too_long.clear()
+        size = 0
         try:
             cells, reason = _next(reader, limit), ""
         except csv.Error:
             cells, reason = [], "broken_csv"
-        for number in too_long:
-            yield Row(number, None, "line_too_long")
+            reader = csv.reader(text(), strict=True)
+        if header is not None and cells and len(cells) != len(header):
+            reason = "wrong_number_of_columns"
+        elif cells and any(UNDECODED.search(cell) for cell in cells):
+            reason = "not_utf8"
+        lines = [number for number, line in taken if line is not None]
+        detail, inside = "", []
+        if len(lines) > 1 and (reason or len(lines) > LONG):
+            detail = f"{len(lines)} lines, to line {lines[-1]}"
+            if reason == "broken_csv" or (reason and len(lines) > LONG):  # an open quote swallows rows that are good
+                first = [number for number, _ in taken].index(lines[0]) + 1
+                inside = taken[first:]
+                del taken[first:]
+                if (swallowed := sum(len(line or b"") for _, line in inside)) <= spare:
+                    spare -= swallowed
+                    again.extendleft(reversed(inside))
+                    detail += f"; read on from line {inside[0][0]}"
+                    inside = []
+                    reader = csv.reader(text(), strict=True)
+        yield from (Row(number, None, "line_too_long") for number, line in taken if line is None)
         if cells is None:
             return
         if not cells and not reason:
@@ -203,11 +239,9 @@ def _csv(path: Path, stream: io.BufferedIOBase, limit: int) -> Iterator[Row]:
             if reason or len(set(header)) < len(header):
                 raise UserError(f"{path}: the first line must name each column once, got {str(header)[:200]}")
             continue
-        if not reason and len(cells) != len(header):
-            reason = "wrong_number_of_columns"
-        elif not reason and any(UNDECODED.search(cell) for cell in cells):
-            reason = "not_utf8"
-        yield Row(taken[0], None if reason else dict(zip(header, cells, strict=True)), reason)
+        yield Row(lines[0], None if reason else dict(zip(header, cells, strict=True)), reason, detail)
+        for number, line in inside:
+            yield Row(number, None, "line_too_long" if line is None else "inside_broken_csv")
 
 
 def _next(reader: Iterator[list[str]], limit: int) -> list[str] | None:

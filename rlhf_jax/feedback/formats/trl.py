@@ -2,8 +2,8 @@
 
 As in `feedback.importers`: one pure function per form, a row -> (records, notes), BadRow for a row that cannot be used.
 A plain-text prompt stays plain (one message of role "text": TRL applies no chat template to it either), unless a
-completion beside it is given as messages: then it is what the user said. Columns that a form does not name are kept
-in `meta`.
+completion beside it is given as messages: then it is what the user said. The columns of `formats.carried` (axis,
+annotator, weight ...) are read into the record's fields; those that neither names are kept in `meta`.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import math
 from os.path import commonprefix
 from typing import Any
 
+from rlhf_jax.feedback.formats import carried
 from rlhf_jax.feedback.formats.rows import BadRow, JsonObject, boolean, messages, response_notes, text, whole_number
 from rlhf_jax.feedback.records import (
     SOURCE_KINDS,
@@ -113,20 +114,24 @@ def dialogue(row: JsonObject, *, source: str, source_kind: str) -> tuple[list[De
 
 
 def unpaired(row: JsonObject, *, source: str, source_kind: str) -> tuple[list[Rating], list[str]]:
-    """{"prompt", "completion", "label"}: a rating of 1 (desirable) or 0 on the axis overall."""
+    """{"prompt", "completion", "label"}: a rating of 1 (desirable) or 0, on the axis overall unless a column says another."""
     label = boolean(row.get("label"))
     if label is None:
         raise BadRow("bad_label")
     prompt, notes = _prompt(row, "completion")
     completion, more = _completion(row, "completion", prompt)
     kind = _kind(row, source_kind)
-    meta = _rest(row, "prompt", "completion", "label", "source_kind")
-    rating = Rating(prompt, completion, "overall", int(label), (0, 1), source=source, source_kind=kind, meta=meta)
+    said = carried.fields(row, carried.RATING)
+    meta = _rest(row, "prompt", "completion", "label", "source_kind", *said)
+    said.setdefault("axis", "overall")
+    rating = Rating(
+        prompt, completion, value=int(label), scale=(0, 1), source=source, source_kind=kind, meta=meta, **said
+    )
     return [rating], notes + more + response_notes([completion])
 
 
 def stepwise(row: JsonObject, *, source: str, source_kind: str) -> tuple[list[Rating], list[str]]:
-    """{"prompt", "completions", "labels"}: one rating for each step, of all the steps so far, on the axis overall.
+    """{"prompt", "completions", "labels"}: one rating for each step, of all the steps so far, as for `unpaired`.
 
     The response is the steps up to this one, a line break between them (TRL's separator); `meta["steps"]` lists them,
     and `item` is the same for all ratings of one solution.
@@ -139,20 +144,22 @@ def stepwise(row: JsonObject, *, source: str, source_kind: str) -> tuple[list[Ra
         raise BadRow("bad_label")
     prompt, notes = _prompt(row)
     kind = _kind(row, source_kind)
-    meta = _rest(row, "prompt", "completions", "labels", "source_kind")
-    solution = json.dumps([prompt, steps, values, meta], sort_keys=True)
+    said = carried.fields(row, carried.STEPS)
+    meta = _rest(row, "prompt", "completions", "labels", "source_kind", *said)
+    solution = json.dumps([prompt, steps, values, meta | said], sort_keys=True)
     item = hashlib.sha256(solution.encode()).hexdigest()[:16]
+    said.setdefault("axis", "overall")
     found = [
         Rating(
             prompt,
             "\n".join(steps[: step + 1]),
-            "overall",
-            int(bool(value)),
-            (0, 1),
+            value=int(bool(value)),
+            scale=(0, 1),
             item=item,
+            meta=meta | {"steps": steps[: step + 1]},
             source=source,
             source_kind=kind,
-            meta=meta | {"steps": steps[: step + 1]},
+            **said,
         )
         for step, value in enumerate(values)
     ]
@@ -162,14 +169,15 @@ def stepwise(row: JsonObject, *, source: str, source_kind: str) -> tuple[list[Ra
 def _pair(
     row: JsonObject, prompt: Messages, chosen: str, rejected: str, source: str, source_kind: str, notes: list[str]
 ) -> tuple[list[Comparison], list[str]]:
+    said = carried.fields(row, carried.COMPARISON) | {"margin": _margin(row)}
     comparison = Comparison(
         prompt,
         (chosen, rejected),
         (0, 1),
-        margin=_margin(row),
         source=source,
         source_kind=_kind(row, source_kind),
-        meta=_rest(row, "prompt", "chosen", "rejected", "margin", "source_kind", "prompt_length"),
+        meta=_rest(row, "prompt", "chosen", "rejected", "source_kind", "prompt_length", *said),
+        **said,
     )
     return [comparison], notes + response_notes(comparison.responses)
 

@@ -41,9 +41,9 @@ def write(
 
     `where` keeps only records whose field is one of the values given: {"source_kind": ["human"], "axis": ["helpful"]}.
     The manifest has the form, the file's sha256 and bytes, the filter, the counts of rows, of records and of what was
-    left out by reason, the mix of source kinds, the sources with licence and sha256, axes, number of annotators, and
-    the versions of the guidelines that were judged by. Raises UserError for an unknown form or filter, for records that
-    the form cannot hold, and when no row is left.
+    left out by reason, the fields that the form does not carry or that describe people, the mix of source kinds, the sources
+    with licence and sha256, axes, number of annotators, and the versions of the guidelines that were judged by. Raises
+    UserError for an unknown form or filter, for records that the form cannot hold, and when no row is left.
     """
     if form not in exports.FORMS:
         raise UserError(f"no form {form!r}; the forms are {', '.join(exports.FORMS)}")
@@ -53,7 +53,7 @@ def write(
     everything = list(given)
     kept = [r for r in everything if all(getattr(r, name, None) in values for name, values in where.items())]
     rows, left = exports.FORMS[form](kept)
-    fields: Counter[str] = Counter()
+    fields = Counter(name for record in kept for name in exports.lost(record, form))
     if not include_groups:
         rows = [_without_groups(row, fields) for row in rows]
     if not rows:

@@ -7,6 +7,7 @@ string everywhere. The prompt's key is computed anew: a stale one would let a pr
 from typing import Any
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.feedback.formats import carried
 from rlhf_jax.feedback.formats.rows import BadRow, Found, JsonObject, messages, response_notes, rest
 from rlhf_jax.feedback.records import SOURCE_KINDS, Comparison, Messages, Rating, as_messages
 
@@ -74,7 +75,7 @@ def ranking(row: JsonObject, *, source: str, source_kind: str) -> Found:
     kind = row.get("source_kind", source_kind)
     if kind not in SOURCE_KINDS:
         raise BadRow("unknown_source_kind")
-    named = {name: row[name] for name in ("axis", "annotator") if isinstance(row.get(name), str) and row[name]}
+    named = carried.fields(row, carried.COMPARISON)
     meta = rest(row, ("prompt", "ranking", "source_kind", *named))
     found = Comparison(_prompt(row), responses, ranks, source=source, source_kind=str(kind), meta=meta, **named)
     return [found], response_notes(responses)

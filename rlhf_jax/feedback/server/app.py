@@ -73,8 +73,9 @@ def app(settings: Settings, *, report: Report | None = None, report_page: Report
     def post_undo(con: sqlite3.Connection, who: sqlite3.Row, sent: bytes) -> Response:
         given = fields(sent, (), ("judgement",))
         which = number_of(given, "judgement") if "judgement" in given else None
-        store_judge.undo(con, who["id"], version, rules, judgement=which)
-        return task_of(con, who)
+        task = store_judge.undo(con, who["id"], version, rules, judgement=which)
+        row = assign.next_task(con, who["id"], rules)
+        return JSONResponse({**body(con, who["id"], row, settings, version), "undone": task["id"]})
 
     def get_guidelines(con: sqlite3.Connection, who: sqlite3.Row, sent: bytes) -> Response:
         return JSONResponse({"text": settings.guidelines, "version": version})

@@ -110,7 +110,8 @@ def _pair(
     group: Sequence[Comparison], places: tuple[int, int], posterior: Sequence[float], per_set_weight: bool
 ) -> Pair:
     first = group[0]
-    tie = math.isclose(posterior[FIRST], posterior[SECOND]) or posterior[TIE] > max(posterior[FIRST], posterior[SECOND])
+    level = math.isclose(posterior[FIRST], posterior[SECOND])
+    tie = level or posterior[TIE] > max(posterior[FIRST], posterior[SECOND])
     best, worst = places if posterior[FIRST] >= posterior[SECOND] else places[::-1]
     ranks = [aligned_ranks(first.responses, c) for c in group]
     margins = [c.margin for c, r in zip(group, ranks, strict=True) if r[best] < r[worst]]
@@ -120,7 +121,7 @@ def _pair(
         first.responses[best],
         first.responses[worst],
         tie=tie,
-        label=0.5 if tie else max(posterior[FIRST], posterior[SECOND]) / (posterior[FIRST] + posterior[SECOND]),
+        label=0.5 if level else max(posterior[FIRST], posterior[SECOND]) / (posterior[FIRST] + posterior[SECOND]),
         margin=0.0 if tie or not margins else sum(margins) / len(margins),
         weight=share * sum(c.weight for c in group) / len(group),
         annotator=first.annotator if len({c.annotator for c in group}) == 1 else "",

@@ -109,6 +109,26 @@ def add_annotator(
     return token
 
 
+def make_admin(con: sqlite3.Connection, name: str) -> None:
+    """Let this annotator fetch the report. UserError for an unknown name."""
+    with writing(con):
+        if not con.execute("UPDATE annotator SET admin = 1 WHERE name = ?", (name,)).rowcount:
+            raise UserError(f"there is no annotator {name!r}")
+
+
+def set_groups(
+    con: sqlite3.Connection, name: str, groups: Mapping[str, str] | None, *, now: int | float | None = None
+) -> None:
+    """What this person chose to say about themselves, with their consent as of now; None takes both back. UserError for an
+    unknown name."""
+    said = None if groups is None else plain(dict(groups), f"groups of {name!r}")
+    stamp = None if groups is None else time.time() if now is None else now
+    with writing(con):
+        change = "UPDATE annotator SET groups = ?, consent_at = ? WHERE name = ?"
+        if not con.execute(change, (said, stamp, name)).rowcount:
+            raise UserError(f"there is no annotator {name!r}")
+
+
 def new_token(con: sqlite3.Connection, name: str) -> str:
     """Another token for an annotator who lost theirs; the old one no longer works. UserError for an unknown name."""
     with writing(con):
@@ -137,12 +157,12 @@ def add_guideline(con: sqlite3.Connection, text: str, asked: Any = (), *, now: i
     """
     axes = plain(asked, "the axes")
     version = hashlib.sha256(plain([text, axes], "the guidelines").encode()).hexdigest()[:12]
-    if con.execute("SELECT 1 FROM guideline WHERE version = ?", (version,)).fetchone() is None:
+    known = "SELECT 1 FROM guideline WHERE version = ?"
+    if con.execute(known, (version,)).fetchone() is None:
         with writing(con):
-            con.execute(
-                "INSERT INTO guideline VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                (version, text, axes, time.time() if now is None else now),
-            )
+            if con.execute(known, (version,)).fetchone() is None:  # another process may have been faster
+                row = (version, text, axes, time.time() if now is None else now)
+                con.execute("INSERT INTO guideline VALUES (?, ?, ?, ?)", row)
     return version
 
 
@@ -169,13 +189,16 @@ def _add_item(con: sqlite3.Connection, item: NewItem, where: str, now: int | flo
     answer = _answer(item, where)
     gold = None if answer is None else plain(answer, where)
     what = plain([item.kind, prompt_id, ids, list(item.axes), item.round, gold], where)
+    key = hashlib.sha256(what.encode()).hexdigest()
+    known = con.execute("SELECT id FROM item WHERE key = ?", (key,)).fetchone()
+    if known is not None:
+        con.execute("UPDATE item SET target_n = max(target_n, ?) WHERE id = ?", (item.target_n, known["id"]))
+        return int(known["id"])
     row = con.execute(
         "INSERT INTO item(key, prompt_id, kind, response_ids, axes, round, target_n, gold, selection, score, created_at) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT(key) DO UPDATE SET target_n = max(target_n, excluded.target_n) RETURNING id",
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
         (
-            hashlib.sha256(what.encode()).hexdigest(),
-            *(prompt_id, item.kind, plain(ids, where), plain(list(item.axes), where), item.round),
+            *(key, prompt_id, item.kind, plain(ids, where), plain(list(item.axes), where), item.round),
             *(item.target_n, gold, item.selection, item.score, now),
         ),
     ).fetchone()
@@ -222,10 +245,9 @@ def _add_prompt(
     con: sqlite3.Connection, prompt: tuple[Message, ...], item: NewItem, where: str, now: int | float
 ) -> str:
     key = prompt_key(prompt)
-    con.execute(
-        "INSERT INTO prompt VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (key, plain(list(prompt), where), item.source, plain(list(item.tags), where), now),
-    )
+    if con.execute("SELECT 1 FROM prompt WHERE id = ?", (key,)).fetchone() is None:
+        row = (key, plain(list(prompt), where), item.source, plain(list(item.tags), where), now)
+        con.execute("INSERT INTO prompt VALUES (?, ?, ?, ?, ?)", row)
     return key
 
 
@@ -234,11 +256,9 @@ def _add_response(
 ) -> str:
     identity = plain([prompt_id, candidate.text, candidate.policy, round], where)
     key = hashlib.sha256(identity.encode()).hexdigest()
-    con.execute(
-        "INSERT INTO response VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-        (
-            *(key, prompt_id, candidate.text, candidate.policy, candidate.checkpoint, round),
-            *(plain(dict(candidate.generation), where), candidate.n_tokens, candidate.logprob_ref, now),
-        ),
-    )
+    if con.execute("SELECT 1 FROM response WHERE id = ?", (key,)).fetchone() is None:
+        drawn = plain(dict(candidate.generation), where)
+        row = (key, prompt_id, candidate.text, candidate.policy, candidate.checkpoint, round, drawn)
+        places = ", ".join("?" * 10)
+        con.execute(f"INSERT INTO response VALUES ({places})", (*row, candidate.n_tokens, candidate.logprob_ref, now))
     return key

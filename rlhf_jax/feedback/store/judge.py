@@ -6,7 +6,7 @@ Each function is one write transaction. A judgement is acknowledged when it retu
 import json
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,8 +103,8 @@ def undo(
     draft. The task's row of `assignment`.
 
     `judgement` is the number of the word to take back: the same request again (the answer was lost on the way) then takes
-    back no other. Raises Conflict where there is nothing to take back, where the last word is not `judgement`, or when
-    paused.
+    back no other. Who holds a place keeps it: a skip whose place somebody else has stands. Raises Conflict for such a skip,
+    where there is nothing to take back, where `last_word` is not `judgement`, or when paused.
     """
     with writing(con):
         stamp = time.time() if now is None else now
@@ -112,11 +112,14 @@ def undo(
             return task
         if con.execute("SELECT paused FROM annotator WHERE id = ?", (who,)).fetchone()["paused"] is not None:
             raise Conflict("you are paused; nothing can be taken back")
-        last = last_word(con, who)
-        if last is None:
-            raise Conflict("there is nothing to undo")
-        if judgement is not None and last["id"] != judgement:
-            raise Conflict("that is not your last answer; nothing was taken back")
+        last = last_word(con, who, now=stamp)
+        if last is None or judgement not in (None, last["id"]):
+            meant = next((row for row in _words(con, who) if judgement in (None, row["id"])), None)
+            if meant is not None and not _free(con, meant, stamp):
+                raise Conflict("somebody else has this item now; your skip stands")
+            raise Conflict(
+                "there is nothing to undo" if last is None else "that is not your last answer; nothing was taken back"
+            )
         con.execute(
             "INSERT INTO judgement(assignment_id, kind, said, value, tie, both_bad, flags, rationale, ms, "
             "guideline_version, ui_version, created_at, supersedes) "
@@ -141,14 +144,27 @@ def _undone(con: sqlite3.Connection, who: str, judgement: int) -> sqlite3.Row | 
     return row
 
 
-def last_word(con: sqlite3.Connection, who: str) -> sqlite3.Row | None:
-    """This person's last judgement or skip that stands, the one that `undo` takes back."""
-    row: sqlite3.Row | None = con.execute(
+def last_word(con: sqlite3.Connection, who: str, *, now: int | float | None = None) -> sqlite3.Row | None:
+    """This person's last judgement or skip that stands, the one that `undo` takes back; a skip whose place somebody else has
+    is passed over."""
+    stamp = time.time() if now is None else now
+    return next((row for row in _words(con, who) if _free(con, row, stamp)), None)
+
+
+def _words(con: sqlite3.Connection, who: str) -> Iterator[sqlite3.Row]:
+    """This person's judgements and skips that stand, the last one first."""
+    yield from con.execute(
         "SELECT said.* FROM assignment JOIN current_judgement AS said ON said.assignment_id = assignment.id "
-        "WHERE annotator_id = ? AND state != 'open' ORDER BY said.id DESC LIMIT 1",
+        "WHERE annotator_id = ? AND state != 'open' ORDER BY said.id DESC",
         (who,),
-    ).fetchone()
-    return row
+    )
+
+
+def _free(con: sqlite3.Connection, word: sqlite3.Row, now: int | float) -> bool:
+    """Whether the task of this word would have its place, were it open again."""
+    return holds(
+        con, con.execute("SELECT * FROM assignment WHERE id = ?", (word["assignment_id"],)).fetchone(), now=now
+    )
 
 
 def save_draft(

@@ -91,5 +91,58 @@ GUARDS = (
         BEGIN SELECT RAISE(ABORT, 'a judgement supersedes one of the same task'); END""",
 )
 
-STEPS: tuple[tuple[str, ...], ...] = (TABLES, GUARDS)
+# What may change, and nothing else, in the tables that are not append-only: of an item how many shall judge it (never
+# fewer), of a person their token, rights, pauses and what they told of themselves, of a task its state and its lease.
+_FIXED = {
+    "item": "key prompt_id kind response_ids axes round gold selection score created_at".split(),
+    "annotator": "name source_kind created_at".split(),
+    "assignment": "item_id annotator_id repeat_of shown created_at".split(),
+    "meta": "key value".split(),
+}
+
+# By which columns a new row would take an old one's place in INSERT OR REPLACE, besides the row's own number.
+_UNIQUE = {
+    "meta": ("key = NEW.key",),
+    "prompt": ("id = NEW.id",),
+    "response": (
+        "id = NEW.id",
+        "(prompt_id = NEW.prompt_id AND text = NEW.text AND policy = NEW.policy AND round = NEW.round)",
+    ),
+    "item": ("id = NEW.id", "key = NEW.key"),
+    "annotator": ("id = NEW.id", "name = NEW.name"),
+    "assignment": (
+        "id = NEW.id",
+        "(item_id = NEW.item_id AND annotator_id = NEW.annotator_id AND repeat_of IS NULL AND NEW.repeat_of IS NULL)",
+        "repeat_of = NEW.repeat_of",
+    ),
+    "guideline": ("version = NEW.version",),
+    "export": ("id = NEW.id",),
+}
+
+
+def _same_row(table: str) -> str:
+    return "key = NEW.key" if table == "meta" else "rowid = NEW.rowid"  # meta has no row numbers
+
+
+LASTING = (
+    *(
+        f"CREATE TRIGGER {table}_stays_as_it_was BEFORE UPDATE ON {table} WHEN "
+        + " OR ".join(
+            f"NEW.{column} IS NOT OLD.{column}" for column in (*columns, *(["id"] if table != "meta" else ()))
+        )
+        + (" OR NEW.target_n < OLD.target_n" if table == "item" else "")
+        + ("" if table == "meta" else " OR NEW.rowid IS NOT OLD.rowid")
+        + f" BEGIN SELECT RAISE(ABORT, '{table} is append-only: this part of a row never changes'); END"
+        for table, columns in _FIXED.items()
+    ),
+    *(
+        f"CREATE TRIGGER {table}_is_not_replaced BEFORE INSERT ON {table} WHEN "
+        + " OR ".join(f"EXISTS (SELECT 1 FROM {table} WHERE {way})" for way in dict.fromkeys((*ways, _same_row(table))))
+        + f" BEGIN SELECT RAISE(ABORT, '{table} is append-only: there is such a row'); END"
+        for table, ways in _UNIQUE.items()
+    ),
+    "CREATE TRIGGER meta_is_never_deleted BEFORE DELETE ON meta BEGIN SELECT RAISE(ABORT, 'nothing is deleted from meta'); END",
+)
+
+STEPS: tuple[tuple[str, ...], ...] = (TABLES, GUARDS, LASTING)
 """STEPS[k] leads from version k to k + 1."""

@@ -95,7 +95,8 @@ function toggleReason(open = byId("reason").hidden) {
   if (open) byId("rationale").focus();
 }
 
-function show(body) {
+/** What the server answered; `said` is a word about what was done before. */
+function show(body, said = "") {
   clearTimeout(lookAgain);
   task = body.task;
   canUndo = Boolean(body.can_undo ?? task?.can_undo);
@@ -104,7 +105,7 @@ function show(body) {
   guidelines.announce(body.guideline_version ?? null);
   guidelines.describe(task ? KINDS[task.kind].keys : []);
   notice("", "");
-  if (!task) return without(body);
+  if (!task) return without(body, said);
   byId("dock").hidden = false;
   form = KINDS[task.kind].build(task, changed);
   const cards = el("section", { class: `cards ${task.kind} of${task.responses.length}`, "aria-label": "The responses" }, ...form.cards);
@@ -122,6 +123,7 @@ function show(body) {
   window.scrollTo(0, 0);
   work.focus({ preventScroll: true });
   if (body.notice) notice("info", body.notice, button("Guidelines", "?", guidelines.open));
+  if (said) notice("info", said);
   announce(`Item ${body.progress.done + 1} of ${body.progress.total}. ${task.question ?? ""}`);
 }
 
@@ -155,13 +157,13 @@ function clear() {
 }
 
 /** Nothing to judge now: finished or paused. Looks again by itself, as items come back when others leave them. */
-function without(body) {
+function without(body, said) {
   clear();
-  const tools = [button("Look again", "", ask)];
+  const tools = [button("Look again", "", () => ask())];
   if (canUndo) tools.unshift(button("Undo the last one", "U", undo));
   const page = body.paused
-    ? view.plain("paused", "Paused", [body.paused, "Nothing you have judged is lost. This page goes on by itself when the pause is over."], tools)
-    : view.plain("finished", "All done, thank you", [`You have been through ${body.progress.done} ${body.progress.done === 1 ? "item" : "items"}. You can close this page.`], tools);
+    ? view.plain("paused", "Paused", [...(said ? [said] : []), body.paused, "Nothing you have judged is lost. This page goes on by itself when the pause is over."], tools)
+    : view.plain("finished", "All done, thank you", [...(said ? [said] : []), `You have been through ${body.progress.done} ${body.progress.done === 1 ? "item" : "items"}. You can close this page.`], tools);
   replace(page);
   lookAgain = setTimeout(quietly, LOOK_AGAIN);
 }
@@ -197,8 +199,8 @@ function failed(problem) {
 
 // ---- what is done
 
-/** One thing at a time; what the server answers is the next page. */
-async function act(path, body, before = async () => {}) {
+/** One thing at a time; what the server answers is the next page, and `says` tells of it what is to be told there. */
+async function act(path, body, { before = async () => {}, says = () => "" } = {}) {
   if (busy) return;
   busy = true;
   if (form) refresh();
@@ -216,13 +218,11 @@ async function act(path, body, before = async () => {}) {
     if (here !== round) return;
     if (path === "api/judgement") drafts.forget();
     busy = false;
-    show(next);
-    return true;
+    show(next, says(next));
   } catch (problem) {
     if (here !== round) return;
-    busy = false;
     if (!(problem instanceof Refused)) throw problem;
-    return await refused(problem, path);
+    return await refused(problem, path, body);
   } finally {
     if (here === round) {
       busy = false;
@@ -231,31 +231,47 @@ async function act(path, body, before = async () => {}) {
   }
 }
 
-async function refused(problem, path) {
+async function refused(problem, path, sent) {
+  const here = round;
+  let said = "";
+  if (problem.status === 409 && path === "api/undo") said = `Nothing was taken back: ${problem.message}.`;
+  if (problem.status === 409 && path === "api/judgement") said = await unsaved(problem, sent);
+  if (here !== round) return;
+  busy = false;
+  if (said) return ask(said);
   if (problem.status === 401 || !form) return failed(problem);
-  if (path === "api/judgement" && problem.status === 409) {
-    drafts.forget();
-    await ask();
-    if (task) notice("info", `The item before could not be saved (${problem.message}); this is the next one.`);
-  } else notice("bad", problem.message);
+  notice("bad", problem.message);
 }
 
-const ask = () => act("api/task");
+/** A judgement that is not this person's to make any more: what they said of it stays as a draft, or is shown once more. */
+async function unsaved(problem, { assignment, flags, rationale, ms }) {
+  const kept = await drafts.leave(assignment, { verdict: form.verdict(), flags, rationale, ms, at: Date.now() });
+  const rest = kept ? " What you said of it is kept as a draft." : rationale ? ` You wrote: “${rationale}”` : "";
+  return `The item before could not be saved (${problem.message}).${rest}`;
+}
+
+const ask = (said = "") => act("api/task", undefined, { says: () => said });
 
 function submit() {
   if (!form || busy) return;
   const missing = form.missing();
   if (missing) return notice("info", missing);
-  return act("api/judgement", answer(), drafts.settle);
+  return act("api/judgement", answer(), { before: drafts.settle });
 }
 
 function skip() {
-  if (form && !busy) return act("api/judgement", { ...answer(), verdict: { skip: true } }, drafts.settle);
+  if (form && !busy) return act("api/judgement", { ...answer(), verdict: { skip: true } }, { before: drafts.settle });
 }
 
-async function undo() {
+function undo() {
   if (!canUndo || busy) return;
-  if ((await act("api/undo", undoes === null ? {} : { judgement: undoes }, () => drafts.save())) && task) notice("info", "Your last answer is here again: change it, then submit.");
+  return act("api/undo", undoes === null ? {} : { judgement: undoes }, { before: () => drafts.save(), says: takenBack });
+}
+
+/** What an undo has brought: not always the item, where the connection was away for longer than its place was kept. */
+function takenBack({ task: next, undone }) {
+  if (next?.assignment === undone) return "Your last answer is here again: change it, then submit.";
+  return `Your last answer is taken back, but somebody else has its item now${next ? "; this is another one" : ""}.`;
 }
 
 // ---- keys

@@ -14,9 +14,11 @@ export function el(tag, props = {}, ...children) {
 
 export const byId = (id) => document.getElementById(id);
 
+const BLANK = /^[\s\u200b-\u200f\u2060\ufeff]*$/;
+
 /** A stranger's text: shown as it is, in its own writing direction, its direction marks kept inside. */
 export function foreign(text, empty) {
-  if (text === "") return el("p", { class: "empty" }, empty);
+  if (BLANK.test(text)) return el("p", { class: "empty" }, text === "" ? empty : "(nothing but spaces or line breaks)");
   const node = el("div", { class: "text", dir: "auto" });
   node.textContent = text;
   return node;

@@ -53,6 +53,17 @@ export function forget() {
   kept.set("draft", null);
 }
 
+/** A last draft of what could not be judged; whether the server has it. */
+export async function leave(assignment, draft) {
+  forget();
+  try {
+    await call("api/draft", { assignment, draft });
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** The draft to go on with: the server's, or this tab's where it is newer. */
 export function newest(assignment, fromServer) {
   let here = null;
