@@ -19,7 +19,20 @@ from rlhf_jax.algorithms.update import check_division, make_update, summarise
 from rlhf_jax.errors import UserError
 from rlhf_jax.model import transformer
 from rlhf_jax.model.lora import Lora
-from rlhf_jax.runs import config, data, dry_run, dry_run_offline, judged, log, models, report, session, settings
+from rlhf_jax.runs import (
+    config,
+    data,
+    dry_run,
+    dry_run_offline,
+    held_out,
+    judged,
+    log,
+    models,
+    report,
+    session,
+    settings,
+    who_judged,
+)
 from rlhf_jax.types import TrainState, overlay
 
 
@@ -68,6 +81,10 @@ class Experiment:
     """Pieces a batch is cut into to save memory; gradients do not depend on it."""
     held_out: float = 0.1
     """Share of the prompts kept for evaluation."""
+    leaks: str = "drop"
+    """Held-out judgements of prompts that share 13 words in a row with training ones: "drop" or "keep" them."""
+    source_kind: str = ""
+    """Who judged, where the file does not say: human, ai or synthetic; empty: a file that does not say is taken as human."""
     reference: str = "once"
     """When the reference's log-probabilities are computed: "once" for all rows beforehand, or at "each" step."""
     reference_every: int = 0
@@ -97,6 +114,8 @@ class Experiment:
             config.positive("beta", self.beta)
         config.fraction("ld_alpha", self.ld_alpha)
         config.between("held_out", self.held_out, 0, 0.9)
+        config.choice("leaks", self.leaks, held_out.LEAKS)
+        config.choice("source_kind", self.source_kind, who_judged.KINDS)
         config.choice("judgements", self.judgements, judged.JUDGEMENTS)
         config.choice("ties", self.ties, ("half", "drop"))
         config.choice("reference", self.reference, ("once", "each"))

@@ -15,11 +15,11 @@ from scipy import stats
 from rlhf_jax.algorithms import offline
 from rlhf_jax.errors import UserError
 from rlhf_jax.evaluation import baselines
-from rlhf_jax.feedback import formats, leakage, records
+from rlhf_jax.feedback import formats, records, selection
 from rlhf_jax.model import heads
 from rlhf_jax.model.config import ModelConfig
 from rlhf_jax.objectives import preference
-from rlhf_jax.runs import config, data, judged, judged_rows, preferences, ranges
+from rlhf_jax.runs import config, data, held_out, judged, judged_rows, preferences, ranges, who_judged
 from rlhf_jax.types import Preferences
 
 
@@ -99,12 +99,10 @@ class Data(NamedTuple):
 def load(cfg: Any, losses: Losses, tokenizer: Any, stops: Any = ()) -> Data:
     """Read, split by prompt, look for leaks between the parts, encode, and print what came of it."""
     path = data.find(cfg.comparisons, cfg.data)
-    found, told, rated = read(path, cfg.format, losses.kind)
-    print(told.text())
+    found, told, rated = read(path, cfg.format, losses.kind, cfg.source_kind)
     chosen = judged.of_axes(found, cfg.axes)
     kept, held = records.split_by_prompt(chosen, cfg.held_out, seed=cfg.seed)
-    if held:
-        print(f"held out: {leakage.leaks(kept, held).text()}")
+    held = selection.fair(held_out.clean(kept, held, "held out", cfg.leaks)) if held else held
     sizes: dict[str, Any] = {"tokenizer": tokenizer, "window": cfg.window, "stops": stops}
     counts: Counter[str] = Counter()
     held_rows = held_verdicts = None
@@ -128,7 +126,7 @@ def load(cfg: Any, losses: Losses, tokenizer: Any, stops: Any = ()) -> Data:
     elif rated and held:
         held_verdicts, _, more = preferences.encode_verdicts(preferences.verdicts_of_ratings(held)[0], **sizes)
         counts += more
-    mix = ", ".join(f"{name} {count}" for name, count in records.mix(chosen).items())
+    mix = who_judged.mix(chosen, told)
     told_of = f"{len(held)} judged responses" if held_verdicts is not None else f"{len(held_pairs)} pairs"
     print(f"{size} to learn, {told_of} held out by prompt; left out: {data.counted(counts)}; judged by: {mix}")
     all_rows = [each for each in (rows, held_rows, held_verdicts) if each is not None]
@@ -136,15 +134,18 @@ def load(cfg: Any, losses: Losses, tokenizer: Any, stops: Any = ()) -> Data:
     return Data(rows, held_rows, held_verdicts, pairs, held_pairs, longest)
 
 
-def read(path: str, format: str, kind: str) -> tuple[list[Any], Any, bool]:
+def read(path: str, format: str, kind: str, source_kind: str = "") -> tuple[list[Any], Any, bool]:
     """(records, what became of the file's rows, whether they are ratings). Losses of single responses read comparisons too:
     then each pair is two of them. UserError for a file that gives neither."""
     try:
-        return *formats.load(path, format), False
-    except UserError:
+        return *who_judged.read(formats.load, path, format, source_kind), False
+    except UserError as error:
         if kind == "pairs":
             raise
-        return *formats.load_ratings(path, format), True
+        try:
+            return *who_judged.read(formats.load_ratings, path, format, source_kind), True
+        except UserError:
+            raise error from None
 
 
 def to_pairs(comparisons: list[Any], cfg: Any) -> list[records.Pair]:
@@ -190,7 +191,7 @@ def evaluate(rewards_of: Callable[[Preferences], np.ndarray], found: Data) -> di
     model and a bag of words. On held-out judged responses: how often a good one is above a bad one. rewards_of(rows) -> [B, K].
     """
     if found.held_rows is not None:
-        decided = np.array([pair.label != 0.5 for pair in found.held])
+        decided = np.array([not pair.tie for pair in found.held])
         strict = [pair for pair in found.pairs if not pair.tie]
         if not decided.any():
             return {}

@@ -129,7 +129,9 @@ def one_round(cfg: Experiment, number: int, policy: str, rewards: Sequence[str])
         wanted = replace(cfg.reward, model=cfg.policy, comparisons=comparisons, out=out, seed=seed, member=member)
         found = reward_model.main(replace(wanted, resume=parts.begun(cfg, out)))
         held = found["held_out"].get("reward model")
-        return {"folder": parts.inside(cfg, found["folder"]), "held_out": held and held.accuracy}
+        others = [other.accuracy for name, other in found["held_out"].items() if name != "reward model" and other]
+        told = {"held_out": held and held.accuracy, "baseline": max(others, default=None)}
+        return {"folder": parts.inside(cfg, found["folder"])} | told
 
     def align() -> dict[str, Any]:
         out, begins = str(folder / "ppo"), cfg.policy if cfg.start == "first" else policy
@@ -156,6 +158,7 @@ def one_round(cfg: Experiment, number: int, policy: str, rewards: Sequence[str])
     new_policy = str(Path(cfg.out) / aligned["folder"])
     compared = stage(folder, "compared", compare) if cfg.held_out else {}
     row = {"comparisons": judged["comparisons"], "fresh": tested["accuracy"], "held_out": learnt[0]["held_out"]}
+    row |= {"baseline": learnt[0].get("baseline")}
     row |= {"ceiling": judged["ceiling"], "reward": aligned["reward"], "kl": aligned["kl"]} | compared
     return row | {"policy": new_policy, "reward_models": models, "source_kinds": judged["source_kinds"]}
 
@@ -181,6 +184,8 @@ def main(cfg: Experiment) -> dict[str, Any]:
     print(f"\n{rounds_table.table(rows)}\njudged by: {', '.join(f'{kind} {n}' for kind, n in mix.items() if n)}")
     page = rounds_table.report_page(cfg, rows, mix)
     print(f"policy: {policy}   report: {page}")
+    for line in rounds_table.warnings(rows):
+        print(f"warning: {line}")
     found = {"rows": rows, "source_kinds": mix, "folder": policy}
     (Path(cfg.out) / "rounds.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return found

@@ -43,6 +43,24 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines + ["  ".join(f"{row[name]:>{width[name]}}" for name in row) for row in found])
 
 
+def warnings(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the reader should know before they use the last policy."""
+    found = []
+    for number, row in enumerate(rows, 1):
+        own, other = row["held_out"], row.get("baseline")
+        if own is not None and other is not None and own <= other:
+            found.append(
+                f"round {number}: the reward model orders {own:.3f} of the held-out pairs rightly, the best of its baselines "
+                f"{other:.3f}; judge more before you trust what PPO made of it"
+            )
+    scores = [row["now"][0] if row.get("now") else None for row in rows]
+    told = [score for score in scores if score is not None]
+    if told and scores[-1] is not None and max(told) > scores[-1]:
+        best = scores.index(max(told))
+        found.append(f"the held-out score was highest after round {best + 1}: {rows[best]['policy']}")
+    return found
+
+
 def report_page(cfg: Any, rows: Sequence[Mapping[str, Any]], mix: Mapping[str, int]) -> Path:
     """One page of all rounds' PPO runs, with the table."""
     folders = [Path(cfg.out) / f"round_{number}" / "ppo" for number in range(1, len(rows) + 1)]

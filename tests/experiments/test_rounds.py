@@ -224,6 +224,19 @@ def test_fresh_pairs_come_before_the_model_that_learns_from_them(cfg, monkeypatc
     ]
 
 
+def test_what_speaks_against_the_last_policy_is_said():
+    def row(number, held_out, baseline, now):
+        return {"held_out": held_out, "baseline": baseline, "now": now, "policy": f"runs/round_{number}/ppo/model"}
+
+    good = [row(1, 0.7, 0.6, (0.5, 0.4, 0.6)), row(2, 0.8, 0.6, (0.7, 0.6, 0.8))]
+    assert rounds.rounds_table.warnings(good) == []
+    first, second = rounds.rounds_table.warnings([good[0], row(2, 0.557, 0.639, (0.4, 0.3, 0.5))])
+    assert "round 2" in first and "0.557" in first and "0.639" in first
+    assert second == "the held-out score was highest after round 1: runs/round_1/ppo/model"
+    unknown = {"held_out": None, "baseline": None, "policy": "x"}
+    assert rounds.rounds_table.warnings([unknown]) == []
+
+
 def test_a_run_folder_that_was_moved_goes_on(cfg, monkeypatch, tmp_path):
     stages = Stages(monkeypatch)
     stages.stop_at = ("align", 2)
