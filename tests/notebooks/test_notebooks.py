@@ -1,4 +1,6 @@
-"""Every cell of every notebook runs, nothing of the package is written meanwhile, and what is committed is what they show."""
+"""Every cell of every notebook runs, nothing of the package is written meanwhile, and what is committed is what they show.
+
+`make notebooks` runs this file and nothing else."""
 
 import ast
 import hashlib
@@ -10,8 +12,25 @@ import pytest
 from tests.notebooks.execute import ROOT, execute
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NAMES = [
+    "01_a_new_loss",
+    "02_bring_your_own_model",
+    "03_kl_placement",
+    "04_token_by_token",
+    "05_sharding",
+    "06_from_clicks_to_a_reward_model",
+    "07_reading_a_sweep",
+]
 LARGEST = 300_000
 """Bytes."""
+LINES = {"01_a_new_loss": 32, "02_bring_your_own_model": 28}
+"""The longest cell of code; elsewhere SHORT."""
+SHORT = 25
+PICTURES = ("image/png", "text/html")
+MACHINE = re.compile(r"/(?:home|root|work|tmp|Users|private|var|opt|usr)/|site-packages|[A-Z]:\\\\")
+"""Parts of a path of some machine."""
+NUMBER = re.compile(r"[-+−]?\d[\d.]*(?:e[-+−]?\d+)?|\s")
+"""What another machine may reckon a little differently, and the room that it takes."""
 
 
 def code(path):
@@ -32,17 +51,19 @@ def package():
 
 
 def shown(notebook):
-    """(kind, text with its numbers taken out) of everything that the cells show."""
+    """(kind, text with its numbers taken out, or the kind of picture) of everything that the cells show."""
     found = []
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            text = output.get("text", "") or "image/png" * ("image/png" in output.get("data", {}))
-            found.append((output.output_type, re.sub(r"[\d.]+", "", text)))
+            text = output.get("text", "") or " ".join(kind for kind in PICTURES if kind in output.get("data", {}))
+            found.append((output.output_type, NUMBER.sub("", text)))
     return found
 
 
-def test_both_are_there():
-    assert [path.stem for path in NOTEBOOKS] == ["01_a_new_loss", "02_bring_your_own_model"]
+def test_all_are_there_and_the_readme_tells_of_each():
+    assert [path.stem for path in NOTEBOOKS] == NAMES
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"notebooks/{name}.ipynb" in readme for name in NAMES)
 
 
 @pytest.mark.long
@@ -71,7 +92,32 @@ def test_a_notebook_is_committed_as_it_ran(path):
     outputs = [output for cell in cells for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     assert all(output.output_type != "error" and output.get("name") != "stderr" for output in outputs)
+    told = "".join(output.get("text", "") for output in outputs)
+    told += "".join(text for output in outputs for kind, text in output.get("data", {}).items() if kind != "image/png")
+    assert not MACHINE.search(told) and "Warning" not in told
     assert str(ROOT) not in path.read_text() and "/home/" not in path.read_text()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_cell_is_short_and_a_notebook_says_what_it_asks(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert max(len(source.splitlines()) for source in code(path)) <= LINES.get(path.stem, SHORT)
+    assert cells[0].cell_type == "markdown" and cells[0].source.startswith("# ")
+
+
+def test_coloured_text_shows_signs_without_colour_and_has_a_legend():
+    """A frame of its own and a number with its sign a token; ink and ground are both set, so any theme of the page will do."""
+    cells = nbformat.read(NOTEBOOKS[3], as_version=4).cells
+    pages = [
+        o["data"]["text/html"] for cell in cells for o in cell.get("outputs", []) if "text/html" in o.get("data", {})
+    ]
+    assert len(pages) == 1 and pages[0].count("legend:") == 3
+    chips = re.findall(r'<ruby[^>]*><span style="([^"]*)">[^<]*</span><rt>(.)[\d.]+</rt></ruby>', pages[0])
+    assert len(chips) == pages[0].count("<ruby") > 100
+    for style, sign in chips:
+        assert "background:rgb(" in style and "color:#111" in style
+        assert ("solid" if sign == "+" else "dashed") in style and sign in "+−"
+    assert {sign for _, sign in chips} == set("+−")
 
 
 def test_the_new_loss_is_short_and_goes_straight_into_ppo():

@@ -151,7 +151,7 @@ def test_a_function_of_a_notebook_is_swept_in_process(tmp_path):
     assert got["reward", "more"]["improvement"] == 1.0
     assert got["reward", "base"]["iqm"] == pytest.approx(1 - 0.5**7 + 0.001)
     assert got["reward", "bad"]["iqm"] is None and got["reward", "bad"]["note"] == "no average: failed: seed 1"
-    assert "<svg" in shown._repr_html_() and "RuntimeError: no luck" in str(shown)
+    assert "<svg" in shown._repr_html_() and "RuntimeError: no luck" in str(shown) == repr(shown)
     assert shown.write(tmp_path / "out").exists() and (tmp_path / "out" / "summary.csv").read_text().count("\n") == 10
     assert len(shown.points()) == 9
 

@@ -50,6 +50,8 @@ class Shown:
     def __str__(self) -> str:
         return page.text(self.results)
 
+    __repr__ = __str__
+
     def _repr_html_(self) -> str:
         found = self.results
         parts = "".join(f"<h3>{page.name(m)}</h3>{page.metric_html(found, m)}" for m in found.metrics)
