@@ -19,7 +19,7 @@ from rlhf_jax.feedback import formats, records
 from rlhf_jax.model import heads, transformer
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.objectives import weights
-from rlhf_jax.runs import config, data, dry_run, log, models, report, session, settings
+from rlhf_jax.runs import config, data, dry_run, log, models, packing, report, session, settings
 from rlhf_jax.types import Demonstrations, TrainState, overlay
 
 
@@ -47,6 +47,8 @@ class Experiment:
     """Passes over the demonstrations; may be fractional."""
     batch: int = 32
     """Demonstrations an optimizer step."""
+    pack: bool = False
+    """Several demonstrations in a row of the window, which know nothing of each other; then `batch` counts rows."""
     microbatches: int = 1
     """Pieces a batch is cut into to save memory; gradients do not depend on it."""
     held_out: float = 0.05
@@ -104,13 +106,16 @@ def main(cfg: Experiment) -> dict[str, Any]:
     print(
         f"{rows.length.size} demonstrations to learn, {len(held)} held out by prompt; left out: {data.counted(counts)}"
     )
+    if cfg.pack:
+        rows, packed = packing.pack(rows)
+        print(packed)
 
-    def forward(params: Any, tokens: Any, length: Any) -> Any:
-        states = transformer.hidden(params, tokens, length, cfg=model)[:, :-1]
+    def forward(params: Any, tokens: Any, length: Any, segments: Any = None) -> Any:
+        states = transformer.hidden(params, tokens, length, cfg=model, segments=segments)[:, :-1]
         return heads.token_logprobs(params, states, tokens[:, 1:], cfg=model, chunk=cfg.compute.chunk)
 
-    def routed(params: Any, tokens: Any, length: Any) -> Any:
-        states, routing = transformer.hidden_and_routing(params, tokens, length, cfg=model)
+    def routed(params: Any, tokens: Any, length: Any, segments: Any = None) -> Any:
+        states, routing = transformer.hidden_and_routing(params, tokens, length, cfg=model, segments=segments)
         return *heads.token_logprobs(params, states[:, :-1], tokens[:, 1:], cfg=model, chunk=cfg.compute.chunk), routing
 
     total = rows.length.size

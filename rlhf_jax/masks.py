@@ -1,5 +1,6 @@
 """Masks from lengths, and reductions that cannot see a masked slot: `where`, never `* mask`, because 0 · NaN is NaN."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
@@ -43,6 +44,13 @@ def whiten(
     white = (x - mean) * jnp.where(count > 1, (variance + eps) ** -0.5, 1.0)
     white = jnp.where(count > 1, white if shift_mean else white + mean, x)
     return blank(white, mask)
+
+
+def restarted(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """The place of each token in its own segment, from 0; a segment ends where the number changes."""
+    place = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+    begins = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return place - jax.lax.cummax(jnp.where(begins, place, 0), axis=1)
 
 
 def rows_at(x: Shaped[Array, "B T *rest"], start: Int[Array, " B"], window: int) -> Shaped[Array, "B R *rest"]:

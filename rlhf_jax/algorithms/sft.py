@@ -17,6 +17,12 @@ def learnt(batch: Demonstrations) -> Array:
     return (batch.loss_mask & inside)[:, 1:]
 
 
+def row(batch: Demonstrations) -> tuple[Array, ...]:
+    """What the forward pass reads: tokens, length, and the segments of rows that hold several texts."""
+    alone = batch.tokens, batch.length
+    return alone if batch.segment is None else (*alone, batch.segment)
+
+
 def loss(
     params: Any,
     batch: Demonstrations,
@@ -26,9 +32,10 @@ def loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     """Negative log-likelihood, nats, of tokens 1 … T − 1 under the weights.
 
-    forward(params, tokens, length) -> log-probability and entropy, [B, T − 1], of each next token.
+    forward(params, tokens, length) -> log-probability and entropy, [B, T − 1], of each next token; where texts share rows,
+    it is given their `segment` too.
     """
-    logprobs, entropy = forward(params, batch.tokens, batch.length)
+    logprobs, entropy = forward(params, *row(batch))
     total = weighted_sum(-logprobs, weights)
     return total, {"sft/loss": total, "sft/entropy": weighted_sum(entropy, weights)}
 
@@ -47,7 +54,7 @@ def balanced_loss(
     forward(params, tokens, length) -> as for `loss`, and the routers' logits [L, B, T, E]. The balance is one of the whole
     batch, not a sum over its rows, so the batch cannot be cut into micro-batches.
     """
-    logprobs, entropy, logits = forward(params, batch.tokens, batch.length)
+    logprobs, entropy, logits = forward(params, *row(batch))
     total, metrics = loss(params, batch, weights, forward=lambda *_: (logprobs, entropy))
     real = jnp.arange(batch.tokens.shape[1])[None] < batch.length[:, None]
     balance = routing.load_balancing(logits, real, used=used)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rlhf_jax import sharding
+from rlhf_jax import masks, sharding
 from rlhf_jax.errors import UserError
 from rlhf_jax.model import attention, experts, low_rank, quantised, rope
 from rlhf_jax.model.config import ModelConfig
@@ -158,15 +158,26 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
 }
 
 
+Segments = Int[Array, "B T"] | None
+
+
 def run_layers(
-    params: Params, tokens: Int[Array, "B T"], lengths: Int[Array, " B"], cfg: ModelConfig, keep: str = ""
+    params: Params,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    cfg: ModelConfig,
+    keep: str,
+    segments: Segments,
 ) -> tuple[Float[Array, "B T D"], Any]:
     """All blocks over right-padded rows, and what of every layer to `keep`: "cache", its keys and values, [L, B, T, K, H]
-    each; "routing", its router's logits, [L, B, T, E]; nothing."""
+    each; "routing", its router's logits, [L, B, T, E]; nothing. `segments` as in `hidden`."""
     T = tokens.shape[1]
     rope.check_length(cfg, T)
     positions = jnp.broadcast_to(jnp.arange(T), tokens.shape)
     real = positions < lengths[:, None]
+    same = None
+    if segments is not None:
+        positions, same = masks.restarted(segments), segments[:, :, None] == segments[:, None, :]
     each = traits(cfg)
     alike = all(np.array_equal(t.frequencies, each[0].frequencies) and t.window == each[0].window for t in each)
     varying = None if alike else jax.tree.map(lambda *values: jnp.stack(values), *each)
@@ -175,6 +186,7 @@ def run_layers(
     def body(x: Array, scanned: tuple[Params, Traits | None]) -> tuple[Array, Any]:
         layer, trait = scanned[0], scanned[1] or each[0]
         mask = attention.causal(T, trait.window) if shared is None else shared
+        mask = mask if same is None else mask & same
 
         def mix(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
             attended = attention.attend(q, k, v, mask, scale=cfg.query_scale, cap=cfg.attention_softcap)
@@ -189,20 +201,21 @@ def run_layers(
 
 
 def hidden(
-    params: Params, tokens: Int[Array, "B T"], lengths: Int[Array, " B"], *, cfg: ModelConfig
+    params: Params, tokens: Int[Array, "B T"], lengths: Int[Array, " B"], *, cfg: ModelConfig, segments: Segments = None
 ) -> Float[Array, "B T D"]:
     """Hidden states after the final norm. Rows are right-padded, so causal attention never sees padding; what
-    stands at a padded position is finite and means nothing."""
-    x, _ = run_layers(params, tokens, lengths, cfg)
+    stands at a padded position is finite and means nothing. Rows of several texts say in `segments` which text each
+    token is of, by numbers that differ from one text to the next: each is then read as if it stood alone."""
+    x, _ = run_layers(params, tokens, lengths, cfg, "", segments)
     return norm(x, params, "final_norm", cfg)
 
 
 def hidden_and_routing(
-    params: Params, tokens: Int[Array, "B T"], lengths: Int[Array, " B"], *, cfg: ModelConfig
+    params: Params, tokens: Int[Array, "B T"], lengths: Int[Array, " B"], *, cfg: ModelConfig, segments: Segments = None
 ) -> tuple[Float[Array, "B T D"], Float[Array, "L B T E"]]:
     """`hidden` of a mixture of experts, and the logits of every layer's router, f32, in the same pass: what
     `objectives.routing` wants. Those at a padded position mean nothing."""
-    x, routed = run_layers(params, tokens, lengths, cfg, keep="routing")
+    x, routed = run_layers(params, tokens, lengths, cfg, "routing", segments)
     return norm(x, params, "final_norm", cfg), routed
 
 
@@ -244,7 +257,7 @@ def prefill(
     """Run the prompts once; the hidden state at each one's last token, and a cache with room for n responses of
     `window`."""
     rope.check_length(cfg, prompts.shape[1] + window)
-    x, (k, v) = run_layers(params, prompts, lengths, cfg, keep="cache")
+    x, (k, v) = run_layers(params, prompts, lengths, cfg, "cache", None)
     last = x[jnp.arange(x.shape[0]), lengths - 1]
     room = jnp.zeros((x.shape[0], n, window, cfg.kv_heads, cfg.head_dim), x.dtype)
     split = tuple(range(cfg.layers))

@@ -26,7 +26,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 256) -> "PreTrainedT
     word of x; other words become <unk>. Nothing is added around a text: the chat template writes <bos>, the role marks
     and, after an assistant's turn, <eos>. Pad and EOS differ. `save_pretrained` writes it, `AutoTokenizer` reads it.
     """
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # as in model.hf: that PyTorch is missing is no news
+    os.environ.setdefault(
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS", "1"
+    )  # as in model.hf: that PyTorch is missing is no news
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

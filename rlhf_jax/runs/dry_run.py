@@ -59,12 +59,14 @@ def sft(cfg: Any) -> Plan:
     specs = base(cfg, transformer.param_specs(model))
     rows = device_rows(cfg.batch // cfg.microbatches, mesh, notes)
     count, logits = demonstrations(cfg, notes), min(cfg.compute.chunk, cfg.window - 1)
+    if cfg.pack:
+        notes.append("how many rows demonstrations are packed into, and so the steps, is told once they are encoded")
     return Plan(
         models={found.base: model},
         mesh=cfg.mesh,
         **trainer(cfg, specs, model, mesh, backward(forward, model, *both(model, specs, cfg, rows), logits)),
-        step=f"{cfg.batch} demonstrations of {cfg.window} tokens",
-        steps=None if count is None else max(round(cfg.epochs * count / cfg.batch), 1),
+        step=f"{cfg.batch} {'rows' if cfg.pack else 'demonstrations'} of {cfg.window} tokens",
+        steps=None if count is None or cfg.pack else max(round(cfg.epochs * count / cfg.batch), 1),
         flops={"update": cost.training_flops(model, cfg.batch, cfg.window, cfg.window - 1, frozen=bool(cfg.lora.rank))},
         notes=tuple(notes),
     )

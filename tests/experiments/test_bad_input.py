@@ -164,7 +164,9 @@ def test_a_run_without_checkpoints_is_not_begun_anew_over_what_it_did(world, tmp
     cfg = dataclasses.replace(world.sft(tmp_path / "run"), save_every=0)
     sft.main(cfg)
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
-    refused(lambda: sft.main(dataclasses.replace(cfg, resume=True)), "without checkpoints (save_every 0)", "another --out")
+    refused(
+        lambda: sft.main(dataclasses.replace(cfg, resume=True)), "without checkpoints (save_every 0)", "another --out"
+    )
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     assert (tmp_path / "run" / "model").is_dir()
 

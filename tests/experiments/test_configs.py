@@ -70,7 +70,22 @@ def fields(cls, prefix=""):
 
 @pytest.mark.parametrize(
     "script",
-    [sft, reward_model, ppo, grpo, distill, dpo, online_dpo, best_of_n, generate, evaluate, convert, label, rounds, quickstart],
+    [
+        sft,
+        reward_model,
+        ppo,
+        grpo,
+        distill,
+        dpo,
+        online_dpo,
+        best_of_n,
+        generate,
+        evaluate,
+        convert,
+        label,
+        rounds,
+        quickstart,
+    ],
     ids=lambda s: s.__name__,
 )
 def test_help_explains_every_setting(script, capsys):

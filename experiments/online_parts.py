@@ -1,0 +1,61 @@
+"""What online_dpo.py builds before its loop: the forward pass, and rollouts of two responses. `cfg` is its Experiment."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from generate import decoder
+from ppo_parts import pick
+
+from rlhf_jax.algorithms import offline, rewards, rollout
+from rlhf_jax.generate import engine
+from rlhf_jax.model import heads
+from rlhf_jax.model.config import ModelConfig
+from rlhf_jax.types import Params, Prompts, Rollout, Samples
+
+
+def build_forward(cfg: Any, model: ModelConfig) -> tuple[offline.Forward, Any]:
+    """(forward, policy): log-probabilities at the sampling temperature, for the loss; and with their entropy, for a rollout."""
+    sizes: dict[str, Any] = {"window": cfg.response_window, "cfg": model, "chunk": cfg.compute.chunk}
+    policy: Any = functools.partial(heads.policy, temperature=cfg.sampling.temperature, **sizes)
+
+    def forward(params: Any, *row: jax.Array) -> jax.Array:
+        logprobs: jax.Array = policy(params, *row)[0]
+        return logprobs
+
+    return forward, policy
+
+
+def build_collect(
+    cfg: Any, prompts: Prompts, model: ModelConfig, tokenizer: Any, score: rewards.Score, policy: Any
+) -> Callable[..., Rollout]:
+    """collect(policy's parameters, the reference's, iteration, key) -> Rollout of two responses a prompt: both the policy's, or
+    with `exploration` the second one the reference's."""
+    generate = functools.partial(engine.generate, window=cfg.response_window, cfg=model, sampling=cfg.sampling)
+
+    def two(params: Params, reference: Params, tokens: Any, length: Any, uids: Any, key: jax.Array) -> Samples:
+        if not cfg.exploration:
+            return generate(params, tokens, length, uids, key)
+        each = [generate(who, tokens, length, uids[:, i : i + 1], key) for i, who in enumerate((params, reference))]
+        return jax.tree.map(lambda *x: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *each)
+
+    def collect(params: Params, reference: Params, iteration: int, key: jax.Array) -> Rollout:
+        uids = iteration * cfg.rows + np.arange(cfg.rows, dtype=np.int32).reshape(-1, 2)
+        return rollout.collect(
+            params,
+            pick(cfg, prompts, iteration),
+            uids,
+            jax.random.fold_in(key, 0),
+            sampling=cfg.sampling,
+            version=iteration,
+            sample=lambda params, *rest: two(params, reference, *rest),
+            policy=policy,
+            reference=lambda *row: policy(reference, *row)[0],
+            decode=decoder(tokenizer),
+            score=score,
+        )
+
+    return collect
