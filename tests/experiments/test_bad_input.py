@@ -13,6 +13,7 @@ import sft
 
 from rlhf_jax.algorithms import rollout
 from rlhf_jax.errors import UserError
+from rlhf_jax.feedback import formats, records
 from rlhf_jax.generate import engine
 from rlhf_jax.model import hf
 from rlhf_jax.playground import tokenizer
@@ -131,7 +132,9 @@ class TestBeforeAnything:
         """Nothing could be learnt; and without a held-out winner nothing could be told of what was learnt."""
         rows = lines(world.comparisons)
         ties = write(tmp_path / "ties.jsonl", [row | {"ranks": [0, 0]} for row in rows])
-        one = write(tmp_path / "one.jsonl", rows[:3])
+        kept, _ = records.split_by_prompt(formats.load(world.comparisons)[0], 0.2, seed=world.reward_model("").seed)
+        one = str(tmp_path / "one.jsonl")
+        formats.dump(one, kept[:3])
         for path, part in ((ties, "training"), (one, "held-out")):
             cfg = dataclasses.replace(world.reward_model(tmp_path / "run"), comparisons=path)
             refused(lambda cfg=cfg: reward_model.main(cfg), f"no {part} pair has a winner")

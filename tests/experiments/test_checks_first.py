@@ -5,8 +5,12 @@ import re
 import shutil
 from pathlib import Path
 
+import distill
+import dpo
 import evaluate
 import generate
+import grpo
+import online_dpo
 import ppo
 import pytest
 import quickstart
@@ -184,5 +188,5 @@ def test_a_start_that_fails_leaves_no_run_behind(world, tmp_path, monkeypatch):
 def test_the_readme_names_the_scripts_that_resume():
     text = " ".join((ROOT / "README.md").read_text().split())
     (named,) = re.findall(r"Those that train \((.*?)\) also take `--resume true`", text)
-    scripts = [sft, reward_model, ppo, generate, evaluate, quickstart]
+    scripts = [sft, reward_model, ppo, grpo, dpo, online_dpo, distill, generate, evaluate, quickstart]
     assert re.findall(r"`(\w+)`", named) == [each.__name__ for each in scripts if hasattr(each.Experiment, "resume")]

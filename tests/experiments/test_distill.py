@@ -52,6 +52,7 @@ def whole(world, teacher, compilations, tmp_path_factory):
         return finish(distill.main, cfg, compilations)
 
 
+@pytest.mark.long
 def test_the_run_folder_is_that_of_any_run(world, whole):
     rows = whole.metrics
     own = [row["distill/own"] for row in rows]
@@ -67,6 +68,7 @@ def test_the_run_folder_is_that_of_any_run(world, whole):
     assert not any(np.array_equal(start[name], end[name]) for name in start)
 
 
+@pytest.mark.long
 def test_killed_and_resumed_it_ends_with_the_same_bytes(whole, monkeypatch, tmp_path):
     cfg, keep = dataclasses.replace(whole.cfg, out=str(tmp_path / "run")), log.Run.log
 

@@ -64,6 +64,7 @@ def test_the_run_folder_is_that_of_any_run(world, whole):
     assert not any(np.array_equal(start[name], end[name]) for name in start)
 
 
+@pytest.mark.long
 def test_killed_and_resumed_it_ends_with_the_same_bytes(whole, monkeypatch, tmp_path):
     """Killed in the third iteration, with a checkpoint of two: policy, optimizer and the reference that moved come back."""
     cfg, keep = dataclasses.replace(whole.cfg, out=str(tmp_path / "run")), log.Run.log

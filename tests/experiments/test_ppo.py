@@ -178,7 +178,10 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.long) if "-k2-" in name or "-k1-" in name else name for name in OPTIONS],
+)
 def test_options_run(world, tmp_path, monkeypatch, name):
     """Every setting away from its default, a few at a time; the first ratio stays 1 whatever they are."""
     options = dict(OPTIONS[name])

@@ -204,6 +204,7 @@ def run(stem, model, *changes, **scaled):
     return result, lines
 
 
+@pytest.mark.long
 def test_the_first_stage_of_a_recipe_runs_scaled_down(small):
     _, lines = run("sft_qwen_hh", small(QWEN))
     assert lines[0]["sft/loss"] > 0 and "sft/held_out_loss" in lines[-1]

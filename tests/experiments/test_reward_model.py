@@ -28,7 +28,7 @@ def scored(folder, prompt, response):
 
 def test_it_fits_the_pairs(reward_run):
     rows = [row for row in reward_run.metrics if "reward/loss" in row]
-    assert rows[0]["reward/loss"] == pytest.approx(np.log(2), abs=0.15)  # at random, a coin
+    assert rows[0]["reward/loss"] == pytest.approx(np.log(2), abs=0.25)  # a coin, and the spread of a new head
     assert np.mean([row["reward/accuracy"] for row in rows[-6:]]) >= 0.95
     assert rows[-1]["reward/loss"] < 0.2
 

@@ -107,8 +107,8 @@ class TestRecords:
         (tmp_path / "b").mkdir()
         gold = NewItem("gold", ["x", "y"], gold={"strength": -1})
         con, (ann,) = store(tmp_path / "b", [*pairs(40), gold], "ann")
-        rules = Rules(gold_rate=0.2, repeat_rate=0.2, repeat_gap=2)
-        judge_all(con, ann, verdict, rules, limit=20)
+        rules = Rules(gold_rate=0.4, repeat_rate=0.4, repeat_gap=2)  # none of either in 30: once in 10⁶
+        judge_all(con, ann, verdict, rules, limit=30)
         for more in ({"verdict": {"skip": True}}, {"flags": ["personal data"]}, {"flags": ["unsafe"]}, {}):
             say(con, ann, next_task(con, ann, PLAIN), **{"verdict": {"strength": 0}, **more})
         undo(con, ann, asked(con).guideline_version, PLAIN)

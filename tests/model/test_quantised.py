@@ -424,5 +424,5 @@ def test_an_unknown_kind_and_a_missing_library_are_told(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     settings.Compute()
     for refused in (lambda: settings.Compute(base="nf4"), lambda: hf.load(tmp_path, held="nf4")):
-        with pytest.raises(UserError, match=r"held as nf4 needs the extra quant: pip install 'rlhf-jax\[quant\]'"):
+        with pytest.raises(UserError, match=r"held as nf4 needs the extra quant: pip install -e '.\[quant\]'"):
             refused()

@@ -9,6 +9,7 @@ Exit code 0 when every row was killed, 1 otherwise.
 
 import argparse
 import ast
+import functools
 import hashlib
 import json
 import os
@@ -49,13 +50,18 @@ STARTED = {
 BROKEN = re.compile(r"(ImportError|ModuleNotFoundError|SyntaxError|NameError|AttributeError: module)\b")
 
 
+@functools.cache
+def _dumped(source: str) -> str:
+    return ast.dump(ast.parse(source))
+
+
 def mutated(source: str, mutation: Mutation) -> str:
     """The file's text with the mistake in it. ValueError unless `find` stands in it once and the code changes."""
     count = source.count(mutation.find)
     if count != 1:
         raise ValueError(f"{mutation.id}: the text to find stands {count} times in {mutation.file}, must be once")
     changed = source.replace(mutation.find, mutation.replace)
-    if mutation.file.endswith(".py") and ast.dump(ast.parse(changed)) == ast.dump(ast.parse(source)):
+    if mutation.file.endswith(".py") and ast.dump(ast.parse(changed)) == _dumped(source):
         raise ValueError(f"{mutation.id}: the replacement changes only comments or layout of {mutation.file}")
     return changed
 

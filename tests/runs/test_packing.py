@@ -119,7 +119,9 @@ def objective(cfg):
     return jax.jit(jax.value_and_grad(total))
 
 
-@pytest.mark.parametrize("name", [*list(CFGS)[:3], pytest.param("some layers slide", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "name", [name if name == "rope" else pytest.param(name, marks=pytest.mark.long) for name in CFGS]
+)
 def test_packed_loss_and_gradients_are_those_of_rows_of_their_own(rows, name):
     params, ask = oracle.parameters(CFGS[name]), objective(CFGS[name])
     alone, slopes = ask(params, jax.tree.map(jnp.asarray, rows))
