@@ -12,7 +12,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.feedback.statistics.quality import self_consistency
 from rlhf_jax.feedback.store import open_store
 from rlhf_jax.feedback.store.add import NewItem, add_annotator, add_items
-from rlhf_jax.feedback.store.assign import Rules, kinds_of_place, next_task
+from rlhf_jax.feedback.store.assign import Rules, kinds_of_place, next_task, order_of, shuffled
 from rlhf_jax.feedback.store.gold import gold_accuracy, notice, pause, resume
 from rlhf_jax.feedback.store.judge import Conflict, last_word, save_draft, undo
 from rlhf_jax.feedback.store.progress import progress
@@ -64,7 +64,21 @@ class TestTheOrderShown:
         of_bob = [task["item_id"] for task in judge_all(con, bob, lambda t: TIE, limit=10)]
         assert sorted(of_bob) == sorted(of_ann) and of_bob != of_ann
         assert not {task["item_id"] for task in judge_all(con, cat, lambda t: TIE, limit=10)} & {*of_ann}
-        assert (of_ann, of_bob) != (sorted(of_ann), sorted(of_bob))
+        assert of_ann != sorted(of_ann)
+
+    def test_all_orders_of_the_items_are_alike_probable(self, tmp_path):
+        """Of 2,400 people: each order of the first four of 40 items, each item in each place, and steps between neighbours
+        that are no arithmetic progression."""
+        con, _ = store(tmp_path, pairs(40))
+        query = f"SELECT id FROM ({shuffled('SELECT id FROM item')}) ORDER BY place"
+        orders = [[row["id"] for row in con.execute(query, order_of("seed", f"p{k}"))] for k in range(2400)]
+        ranks = Counter(tuple(sorted(range(4), key=order.__getitem__)) for order in orders)
+        assert len(ranks) == 24 and 55 < min(ranks.values()) and max(ranks.values()) < 145  # 100 expected, deviation 10
+        for place in (0, 1, 39):
+            met = Counter(order[place] for order in orders)
+            assert len(met) == 40 and 25 < min(met.values()) and max(met.values()) < 95  # 60 expected, deviation 8
+        steps = [len({b - a for a, b in itertools.pairwise(order)}) for order in orders]
+        assert min(steps) > 10, "an arithmetic progression modulo something has at most three different steps"
 
     def test_rounds_come_in_order(self, tmp_path):
         con, (ann,) = store(tmp_path, [*pairs(5, round=1), *pairs(5, round=0, start=5)], "ann")

@@ -509,4 +509,12 @@ ROWS: tuple[Mutation, ...] = (
         f"{SERVER} TestUndoAndDrafts::test_an_undo_whose_answer_was_lost_takes_back_one_word_only",
         "a lost answer costs a judgement",
     ),
+    row(
+        "order-one-product",
+        "store/assign.py",
+        "(x3 * :third) & 0x7fffffff",
+        "x0",
+        f"{ASSIGN} TestTheOrderShown::test_all_orders_of_the_items_are_alike_probable",
+        "one person in twenty meets the items in the order of the file",
+    ),
 )

@@ -100,6 +100,32 @@ def next_task(con: sqlite3.Connection, who: str, rules: Rules, *, now: int | flo
         return _draw(con, who, rules, stamp)
 
 
+def shuffled(rows: str) -> str:
+    """A query of the rows of query `rows`, with their place in an order that the parameters of `order_of` decide.
+
+    The place is a permutation of the 31-bit numbers applied to `id`: products with odd numbers, between them the upper
+    bits mixed into the lower ones. One product alone would leave ids in arithmetic progression, ascending for one person in
+    twenty or so. (SQLite has no exclusive or: a | b less a & b.)
+    """
+    steps = {
+        "x0": "(id * :first + :start) & 0x7fffffff",
+        "x1": "(x0 | (x0 >> 15)) - (x0 & (x0 >> 15))",
+        "x2": "(x1 * :second) & 0x7fffffff",
+        "x3": "(x2 | (x2 >> 13)) - (x2 & (x2 >> 13))",
+        "place": "(x3 * :third) & 0x7fffffff",
+    }
+    for name, value in steps.items():
+        rows = f"SELECT *, {value} AS {name} FROM ({rows})"
+    return rows
+
+
+def order_of(seed: str, who: str) -> dict[str, int]:
+    """The parameters of `shuffled` for one person."""
+    draw = random.Random(f"{seed}/{who}/items")
+    odd = {name: 2 * draw.getrandbits(30) + 1 for name in ("first", "second", "third")}
+    return odd | {"start": draw.getrandbits(31)}
+
+
 def kinds_of_place(seed: str, who: str, rules: Rules, first: int) -> Iterator[str]:
     """ "gold", "repeat" or "item" for this person's places from number `first` (0-based) on, without end."""
     draw = random.Random(f"{seed}/{who}/places")
@@ -116,13 +142,11 @@ def _paused(con: sqlite3.Connection, who: str) -> bool:
 def _draw(con: sqlite3.Connection, who: str, rules: Rules, now: int | float) -> sqlite3.Row | None:
     """A new assignment, inside a write transaction."""
     seed = seed_of(con)
-    # An odd multiplier permutes the item numbers: everyone meets the items in another order, so that practice and
-    # fatigue do not fall on the same ones. Items that others have begun come first, so that their overlap completes.
-    mix = random.Random(f"{seed}/{who}/items")
-    ask = {"who": who, "now": now, "mine": None, "odd": 2 * mix.getrandbits(30) + 1, "start": mix.getrandbits(31)}
+    # Everyone meets the items in another order, so that practice and fatigue do not fall on the same ones. Items that
+    # others have begun come first, so that their overlap completes.
     regular = con.execute(
-        f"SELECT id FROM ({AVAILABLE}) ORDER BY round, taken DESC, (id * :odd + :start) & 0x7fffffff LIMIT 1",
-        ask,
+        f"SELECT id FROM ({shuffled(AVAILABLE)}) ORDER BY round, taken DESC, place LIMIT 1",
+        {"who": who, "now": now, "mine": None} | order_of(seed, who),
     ).fetchone()
     if regular is None:
         return None
