@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Array, Int
 
 from rlhf_jax.algorithms import rewards
 from rlhf_jax.errors import UserError
-from rlhf_jax.masks import response_mask
+from rlhf_jax.masks import response_mask, rows_at
 from rlhf_jax.objectives import kl
 from rlhf_jax.types import STOP_EOS, STOP_LENGTH, Prompts, Rollout, Samples, Sampling
 
@@ -52,50 +53,35 @@ def response_ids(responses: np.ndarray, length: np.ndarray) -> list[list[int]]:
     return [row[:size].tolist() for row, size in zip(responses, length, strict=True)]
 
 
-def collect(
+def gather(
     params: Any,
-    prompts: Prompts,
-    uids: np.ndarray,
+    tokens: Int[Array, "G P"],
+    lengths: Int[Array, " G"],
+    ids: Int[Array, " G"],
+    uids: Int[Array, "G n"],
     key: Array,
     *,
     sampling: Sampling,
-    version: int,
+    version: Int[Array, ""] | int,
     sample: Callable[..., Samples],
     policy: Callable[..., tuple[Array, Array]],
-    decode: Callable[[list[int]], str],
-    score: rewards.Score,
     reference: Callable[..., Array] | None = None,
     value: Callable[..., Array] | None = None,
     bootstrap_truncated: bool = False,
 ) -> Rollout:
-    """Sample n = uids.shape[1] responses a prompt, and learn everything about them that PPO needs.
+    """What `collect` learns before anybody reads a text: the scores are zeros. A function of arrays, so it may stand inside
+    `jax.jit`, `jax.lax.scan` or `jax.vmap`, beside a score that is one too: `dataclasses.replace(rollout, scores=scores)`.
 
-    sample(params, tokens, length, uids, key) -> Samples       decode(ids) -> the response's text, for `score` alone:
-    policy(params, *row) -> log-probabilities, entropy [B, R]  training sees the sampled ids, never re-encoded text
-    reference(*row) -> log-probabilities [B, R]                score(prompts, responses, meta) -> (scores, parts)
-    value(params, *row) -> values [B, R + 1], the last column in use being the value after the last token
-    where row = tokens [B, T], prompt_length, response_length [B].
-
-    bootstrap_truncated   a response cut at the window is taken to go on: the value after it is kept, instead of 0
+    tokens, lengths, ids   of the prompts, as in `Prompts`; the rest as in `collect`
     """
-    if sampling.temperature == 0:
-        raise UserError("training needs sampled responses: set sampling.temperature above 0 (greedy is for evaluation)")
     n = uids.shape[1]
-    samples = sample(params, jnp.asarray(prompts.tokens), jnp.asarray(prompts.length), jnp.asarray(uids), key)
-    prompt_length = jnp.repeat(jnp.asarray(prompts.length), n)
-    rows = jnp.repeat(jnp.asarray(prompts.tokens), n, axis=0)
-    tokens = join(rows, prompt_length, samples.responses, samples.length)
-    row = tokens, prompt_length, samples.length
-
-    # dispatched before the host turns to the texts, so that an accelerator computes while they are scored
+    samples = sample(params, tokens, lengths, uids, key)
+    prompt_length = jnp.repeat(lengths, n)
+    joined = join(jnp.repeat(tokens, n, axis=0), prompt_length, samples.responses, samples.length)
+    row = joined, prompt_length, samples.length
     logprobs, entropy = policy(params, *row)
     ref_logprobs = None if reference is None else reference(*row)
     values = None if value is None else value(params, *row)
-
-    texts, meta = prompts.repeat(n)
-    responses = [decode(ids) for ids in response_ids(np.asarray(samples.responses), np.asarray(samples.length))]
-    scores, parts = rewards.checked("score", score)(texts, responses, meta)
-
     bootstrap = None
     if values is not None:
         after_last = jnp.take_along_axis(values, samples.length[:, None], axis=1)[:, 0]
@@ -103,12 +89,12 @@ def collect(
         if bootstrap_truncated:
             bootstrap = jnp.where(samples.stop == STOP_LENGTH, after_last, 0.0)
     return Rollout(
-        tokens=tokens,
+        tokens=joined,
         prompt_length=prompt_length,
         response_length=samples.length,
         stop=samples.stop,
-        prompt_id=jnp.repeat(jnp.asarray(prompts.ids, jnp.int32), n),
-        uid=jnp.asarray(uids, jnp.int32).reshape(-1),
+        prompt_id=jnp.repeat(ids, n).astype(jnp.int32),
+        uid=uids.astype(jnp.int32).reshape(-1),
         version=jnp.full(samples.length.shape, version, jnp.int32),
         behaviour_logprobs=samples.behaviour_logprobs,
         logprobs=logprobs,
@@ -116,9 +102,49 @@ def collect(
         ref_logprobs=ref_logprobs,
         values=values,
         bootstrap=bootstrap,
+        scores=jnp.zeros(samples.length.shape, jnp.float32),
+        score_parts={},
+        sampling=sampling,
+    )
+
+
+def collect(
+    params: Any,
+    prompts: Prompts,
+    uids: np.ndarray,
+    key: Array,
+    *,
+    decode: Callable[[list[int]], str],
+    score: rewards.Score,
+    sampling: Sampling,
+    **models: Any,
+) -> Rollout:
+    """Sample n = uids.shape[1] responses a prompt, and learn everything about them that PPO needs.
+
+    sample(params, tokens, length, uids, key) -> Samples       decode(ids) -> the response's text, for `score` alone:
+    policy(params, *row) -> log-probabilities, entropy [B, R]  training sees the sampled ids, never re-encoded text
+    reference(*row) -> log-probabilities [B, R]                score(prompts, responses, meta) -> (scores, parts)
+    value(params, *row) -> values [B, R + 1], the last column in use being the value after the last token
+    where row = tokens [B, T], prompt_length, response_length [B]; what takes them is `gather`, as are
+
+    version               how many updates the policy has seen
+    bootstrap_truncated   a response cut at the window is taken to go on: the value after it is kept, instead of 0
+    """
+    if sampling.temperature == 0:
+        raise UserError("training needs sampled responses: set sampling.temperature above 0 (greedy is for evaluation)")
+    n = uids.shape[1]
+    tokens, lengths, prompt_ids = jnp.asarray(prompts.tokens), jnp.asarray(prompts.length), jnp.asarray(prompts.ids)
+    # dispatched before the host turns to the texts, so that an accelerator computes while they are scored
+    found = gather(params, tokens, lengths, prompt_ids, jnp.asarray(uids), key, sampling=sampling, **models)
+
+    texts, meta = prompts.repeat(n)
+    sampled = rows_at(found.tokens, found.prompt_length, found.mask.shape[1])
+    responses = [decode(ids) for ids in response_ids(np.asarray(sampled), np.asarray(found.response_length))]
+    scores, parts = rewards.checked("score", score)(texts, responses, meta)
+    return replace(
+        found,
         scores=jnp.asarray(scores, jnp.float32),
         score_parts={name: jnp.asarray(x, jnp.float32) for name, x in parts.items()},
-        sampling=sampling,
     )
 
 

@@ -1,6 +1,6 @@
 """Mistakes in PPO, its objectives, masks, the update, rollouts, reward models, data and settings."""
 
-from tests.mutations.mutation import Mutation
+from tests.mutations.mutation import Mutation, named
 
 MASKS, SHARDING = "tests/test_masks.py", "tests/test_sharding.py"
 KL, POLICY, VALUE, ADVANTAGES, WEIGHTS, REWARD = (
@@ -15,10 +15,14 @@ DATA, SETTINGS = "tests/runs/test_data.py", "tests/runs/test_settings.py"
 
 def row(id: str, invariant: int, file: str, find: str, replace: str, tests: str, reason: str) -> Mutation:
     """`file` below rlhf_jax/ unless it is a script; `tests` is "FILE name name …", the names below that file."""
-    path, *names = tests.split()
-    named = tuple(f"{path}::test_{name}" for name in names)
     return Mutation(
-        id, invariant, file if file.startswith("experiments/") else f"rlhf_jax/{file}", find, replace, named, reason
+        id,
+        invariant,
+        file if file.startswith("experiments/") else f"rlhf_jax/{file}",
+        find,
+        replace,
+        named(tests),
+        reason,
     )
 
 
@@ -896,8 +900,8 @@ ROWS: tuple[Mutation, ...] = (
         "groups-interleaved",
         40,
         "algorithms/rollout.py",
-        "jnp.repeat(jnp.asarray(prompts.ids, jnp.int32), n)",
-        "jnp.tile(jnp.asarray(prompts.ids, jnp.int32), n)",
+        "jnp.repeat(ids, n)",
+        "jnp.tile(ids, n)",
         f"{ROLLOUT} invariant_40_groups_are_contiguous_and_their_samples_differ",
         "samples are compared with those of other prompts",
     ),
@@ -905,8 +909,8 @@ ROWS: tuple[Mutation, ...] = (
         "prompts-interleaved",
         40,
         "algorithms/rollout.py",
-        "jnp.repeat(jnp.asarray(prompts.tokens), n, axis=0)",
-        "jnp.tile(jnp.asarray(prompts.tokens), (n, 1))",
+        "jnp.repeat(tokens, n, axis=0)",
+        "jnp.tile(tokens, (n, 1))",
         f"{ROLLOUT} invariant_17_training_sees_the_sampled_ids_and_only_the_score_sees_text",
         "responses behind the wrong prompts",
     ),

@@ -1,6 +1,6 @@
 """Mistakes in sweeps, in their statistics and in tracking: a wrong comparison looks as convincing as a right one."""
 
-from tests.mutations.mutation import Mutation
+from tests.mutations.mutation import Mutation, named
 
 RUN, BAD, PAGE = "tests/runs/test_sweep.py", "tests/runs/test_sweep_bad_input.py", "tests/runs/test_sweep_page.py"
 STATISTICS, TRACK, LIVE = (
@@ -14,13 +14,14 @@ TABLE = f"{RUN} test_the_table_is_recomputed_from_the_lines_of_the_runs"
 KILLED = f"{RUN} test_six_points_killed_twice_end_each_exactly_once"
 LOST = f"{RUN} test_failures_are_listed_and_never_averaged_away"
 SAME = f"{RUN} test_an_id_is_of_what_is_computed_and_nothing_else"
+PUBLISH = "tests/runs/test_sweep_publish.py"
+VMAP = f"{PAGE} test_seeds_of_a_notebooks_function_run_together_under_vmap"
 
 
 def row(id: str, file: str, find: str, replace: str, tests: str, reason: str) -> Mutation:
     """`tests` is "FILE name …"; a file without a folder is one of the sweep's."""
-    path, *names = tests.split()
     file = file if "/" in file else f"{SWEEP}/{file}"
-    return Mutation(f"sweep-{id}", 0, file, find, replace, tuple(f"{path}::{name}" for name in names), reason)
+    return Mutation(f"sweep-{id}", 0, file, find, replace, named(tests), reason)
 
 
 # fmt: off
@@ -80,6 +81,20 @@ ROWS: tuple[Mutation, ...] = (
         f"{PAGE} test_nothing_on_the_page_runs_or_is_fetched", "texts become tags"),
     row("notebook-failure-lost", "in_process.py", '"failed" if error else "done"', '"done"',
         f"{PAGE} test_a_function_of_a_notebook_is_swept_in_process", "a call that raised is not told of"),
+    row("vmap-seeds-mixed", "in_process.py", "itemgetter(i)", "itemgetter(0)", VMAP, "every seed has the first one's numbers"),
+    row("vmap-names-sorted", "in_process.py", "names.extend(returned)", "names.extend(sorted(returned))", VMAP,
+        "one metric's numbers under another's name"),
+    row("vmap-in-vain", "in_process.py", "(_together if vmap else _one_by_one)", "(_one_by_one)", VMAP, "seeds run one by one"),
+    row("vmap-host-code", "in_process.py", "except jax.errors.JAXTypeError as raised:", "except ZeroDivisionError as raised:",
+        f"{PAGE} test_what_fails_under_vmap_fails_for_every_seed_and_says_why", "a page of JAX's words, and no advice"),
+    row("published-failure", "publish.py", 'row["status"], values, {})', '"done", values, {})',
+        f"{PUBLISH} test_the_csv_alone_gives_the_same_comparison", "an arm with a failed seed has an average again"),
+    row("published-in-part", "publish.py", "check(not lost,", "check(True,",
+        f"{PUBLISH} test_a_csv_of_another_sweep_is_told", "a page of half a sweep"),
+    row("published-old-passage", "publish.py", "<!-- /{name} -->", "<!-- /{name}-->",
+        f"{PUBLISH} test_a_page_is_filled_and_filling_it_again_changes_nothing", "a passage that is never filled again"),
+    row("published-colourless", "publish.py", "--line:#e4e6ea;", "",
+        f"{PUBLISH} test_a_drawing_is_a_whole_svg_that_needs_no_page", "a drawing without its grid"),
     row("early-samples-lost", "rlhf_jax/runs/track.py", "            early.append(rows)\n", "            pass\n",
         f"{TRACK} test_trackers_hear_what_the_run_logs_and_open_at_the_first_metrics",
         "the samples from before training are lost"),

@@ -2,6 +2,8 @@
 
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from rlhf_jax.errors import UserError
@@ -36,7 +38,7 @@ def test_axes_are_labelled_and_units_told():
     assert "rollout/score (points per response)" in texts[0]
     assert "probability that rollout/score is higher" in texts[1]
     assert "difference of rollout/score (points per response)" in texts[2]
-    assert "iteration" in texts[3] and "rollout/score, points per response" in texts[3]
+    assert "iteration" in texts[3] and "rollout/score (points per response)" in texts[3]
     for text in texts:
         assert sum(re.fullmatch(r"[−\d.,e\u2009-]+", word) is not None for word in text) >= 3, "an axis without numbers"
     labels = re.findall(r'<svg[^>]*role="img" aria-label="([^"]+)"', got.html)
@@ -168,6 +170,44 @@ def test_a_grid_of_functions_is_named_by_them():
     got = {row["arm"]: row for row in shown.rows()}
     assert list(got) == ["loss=half x=1.0", "loss=half x=3.0", "loss=double x=1.0", "loss=double x=3.0"]
     assert got["loss=double x=3.0"]["gain"] == pytest.approx(5.5) and got["loss=double x=3.0"]["improvement"] == 0.0
+
+
+def walk(seed, step=1.0, fail=False, host=False):
+    """A cell of JAX arrays: a curve as an array, one as a list, a number, and a constant."""
+    if fail:
+        raise RuntimeError("no luck")
+    moves = jax.random.normal(jax.random.key(seed), (7,)) * step
+    end = float(moves.sum()) if host else moves.sum()
+    return {"curve": jnp.cumsum(moves), "list": [moves[0], moves[1]], "end": end, "step": step}
+
+
+def test_seeds_of_a_notebooks_function_run_together_under_vmap():
+    """The same points as one by one, arm by arm, from one call an arm."""
+    calls, said = [], []
+
+    def counted(seed, **settings):
+        calls.append(seed)
+        return walk(seed, **settings)
+
+    points = {"base": {}, "far": {"step": 3.0}}
+    alone = in_process.sweep(walk, points, seeds=[3, 1, 4], baseline="base", tell=str)
+    together = in_process.sweep(counted, points, seeds=[3, 1, 4], baseline="base", vmap=True, tell=said.append)
+    assert len(calls) == 2 and len(said) == 6 and said[3].startswith("4/6  far, seed 3")
+    curves = {(point.arm, point.seed): point.curves for point in together.results.outcomes}
+    assert len(curves) == 6
+    for point in alone.results.outcomes:
+        for name, wanted in point.curves.items():
+            assert curves[point.arm, point.seed][name] == pytest.approx(wanted, abs=1e-6), (point.arm, point.seed, name)
+    assert together.rows() == [{name: pytest.approx(x) if isinstance(x, float) else x for name, x in row.items()}
+                               for row in alone.rows()]  # fmt: skip
+
+
+def test_what_fails_under_vmap_fails_for_every_seed_and_says_why():
+    points = {"base": {}, "bad": {"fail": True}, "host": {"host": True}}
+    shown = in_process.sweep(walk, points, seeds=2, baseline="base", vmap=True, tell=str)
+    errors = {(point.arm, point.seed): point.error for point in shown.results.outcomes}
+    assert errors["base", 1] == "" and errors["bad", 0] == errors["bad", 1] == "RuntimeError: no luck"
+    assert errors["host", 0].startswith("UserError: under vmap the function must be one of JAX arrays alone: ")
 
 
 @pytest.mark.parametrize(

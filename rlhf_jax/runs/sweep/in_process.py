@@ -8,13 +8,18 @@ shown = in_process.sweep(run, {"clip": {"loss": clipped}, "mine": {"loss": mine}
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.runs import chart
 from rlhf_jax.runs.ranges import check, nearest, one_line, shown
 from rlhf_jax.runs.sweep import charts, page, spec
@@ -27,6 +32,15 @@ STYLE = f"""{chart.STYLE}{charts.STYLE}
 .sweep .charts{{display:grid;gap:1.2rem;grid-template-columns:repeat(auto-fill,minmax(300px,1fr))}}.sweep .n{{text-align:right}}
 .sweep td,.sweep th{{padding:.2em .9em .2em 0;color:#1c1e21;background:#fff}}
 """
+
+
+Function = Callable[..., Mapping[str, Any]]
+"""function(seed=…, **settings) -> numbers, or lists of them, by name."""
+
+Arms = Mapping[str, Mapping[str, Any]]
+"""Settings by the arm's name."""
+
+OUTSIDE = "under vmap the function must be one of JAX arrays alone"
 
 
 @dataclass(frozen=True)
@@ -59,17 +73,21 @@ class Shown:
 
 
 def sweep(
-    function: Callable[..., Mapping[str, Any]],
-    points: Mapping[str, Mapping[str, Any]] | None = None,
+    function: Function,
+    points: Arms | None = None,
     seeds: int | Sequence[int] = 5,
     *,
     grid: Mapping[str, Sequence[Any]] | None = None,
     metrics: Sequence[str] | Mapping[str, Any] | None = None,
     baseline: str = "",
     title: str = "A sweep",
+    vmap: bool = False,
     tell: Callable[[str], None] = print,
 ) -> Shown:
     """Call function(seed=…, **settings) for every arm and seed, seed by seed, and compare what it returns.
+
+    `vmap`: call it once an arm, with all seeds as one array under `jax.vmap`: for small models, which leave a machine idle
+    one by one. The function must be one of JAX arrays alone: no NumPy, `float` or `if` on what depends on the seed.
 
     `points` are arms by name, {"mine": {"loss": mine}}; `grid` makes one of every combination, named by its values.
     `metrics` (default: all that the first call returns) may say more of each, as in a sweep's YAML. A call that raises is a
@@ -82,26 +100,18 @@ def sweep(
     chosen = None if metrics is None else spec.metrics_of(metrics)
     found: list[Outcome] = []
     logged: list[str] = []
-    for seed in numbers:
-        for arm, settings in arms.items():
-            began = time.perf_counter()
-            curves: dict[str, Curve] = {}
-            error = ""
-            try:
-                curves = {name: _curve(name, value) for name, value in function(seed=seed, **settings).items()}
-            except Exception as raised:  # whatever it is: the other points go on
-                error = f"{type(raised).__name__}: {one_line(str(raised))}"
-            seconds = round(time.perf_counter() - began, 3)
-            if curves and not logged:
-                logged = list(curves)
-                for metric in chosen or ():
-                    known = metric.name in logged or metric.optional
-                    check(
-                        known,
-                        f"metrics: {metric.name!r} is not among what the function returns{nearest(metric.name, logged)}",
-                    )
-            found.append(Outcome(arm, seed, "failed" if error else "done", {}, curves, error, seconds=seconds))
-            tell(f"{len(found)}/{len(arms) * len(numbers)}  {arm}, seed {seed}  {error or f'{seconds:.1f} s'}")
+    for outcome in (_together if vmap else _one_by_one)(function, arms, numbers):
+        if outcome.curves and not logged:
+            logged = list(outcome.curves)
+            for metric in chosen or ():
+                known = metric.name in logged or metric.optional
+                check(
+                    known,
+                    f"metrics: {metric.name!r} is not among what the function returns{nearest(metric.name, logged)}",
+                )
+        found.append(outcome)
+        ended = outcome.error or f"{outcome.seconds:.1f} s"
+        tell(f"{len(found)}/{len(arms) * len(numbers)}  {outcome.arm}, seed {outcome.seed}  {ended}")
     judged = chosen or spec.metrics_of(logged or ["nothing"])
     over = {metric.name: metric.over for metric in judged}
     outcomes = [
@@ -111,9 +121,61 @@ def sweep(
     return Shown(Results(title, tuple(arms), numbers, judged, baseline, tuple(outcomes)))
 
 
-def _arms(
-    points: Mapping[str, Mapping[str, Any]] | None, grid: Mapping[str, Sequence[Any]] | None
-) -> dict[str, Mapping[str, Any]]:
+def _one_by_one(function: Function, arms: Arms, seeds: Sequence[int]) -> Iterator[Outcome]:
+    """Every arm's outcome under the first seed, then under the next."""
+    for seed in seeds:
+        for arm, settings in arms.items():
+            returned, error, seconds = _attempt(function, seed=seed, **settings)
+            yield _outcome(arm, seed, returned, error, seconds)
+
+
+def _together(function: Function, arms: Arms, seeds: Sequence[int]) -> Iterator[Outcome]:
+    """Every seed's outcome of the first arm, all from one call, then of the next. A seed's seconds are its share."""
+
+    def all_seeds(**settings: Any) -> Mapping[str, Any]:
+        names: list[str] = []  # in the function's order, which a dict loses on its way through JAX
+
+        def values(seed: jax.Array) -> tuple[Any, ...]:
+            returned = function(seed=seed, **settings)
+            names.extend(returned)
+            return tuple(returned.values())
+
+        try:
+            with warnings.catch_warnings():  # what all seeds start from is one array, and cannot become theirs
+                warnings.filterwarnings("ignore", "Some donated buffers were not usable")
+                found = jax.device_get(jax.vmap(values)(jnp.asarray(seeds)))
+        except jax.errors.JAXTypeError as raised:
+            why = one_line(str(raised)).partition(". ")[0]
+            raise UserError(f"under vmap the function must be one of JAX arrays alone: {why}") from None
+        return dict(zip(names, found, strict=True))
+
+    for arm, settings in arms.items():
+        returned, error, seconds = _attempt(all_seeds, **settings)
+        for i, seed in enumerate(seeds):
+            own = {name: jax.tree.map(itemgetter(i), value) for name, value in returned.items()}
+            yield _outcome(arm, seed, own, error, seconds / len(seeds))
+
+
+def _attempt(call: Function, **settings: Any) -> tuple[Mapping[str, Any], str, float]:
+    """What a call returned, its error, and how many seconds it took."""
+    began = time.perf_counter()
+    try:
+        returned, error = call(**settings), ""
+    except Exception as raised:  # whatever it is: the other points go on
+        returned, error = {}, f"{type(raised).__name__}: {one_line(str(raised))}"
+    return returned, error, time.perf_counter() - began
+
+
+def _outcome(arm: str, seed: int, returned: Mapping[str, Any], error: str, seconds: float) -> Outcome:
+    curves: dict[str, Curve] = {}
+    try:
+        curves = {name: _curve(name, value) for name, value in returned.items()}
+    except UserError as raised:
+        error = f"{type(raised).__name__}: {one_line(str(raised))}"
+    return Outcome(arm, seed, "failed" if error else "done", {}, curves, error, seconds=round(seconds, 3))
+
+
+def _arms(points: Arms | None, grid: Mapping[str, Sequence[Any]] | None) -> dict[str, Mapping[str, Any]]:
     arms: dict[str, Mapping[str, Any]] = {str(name): dict(own) for name, own in (points or {}).items()}
     named = {key: [_word(value) for value in values] for key, values in (grid or {}).items()}
     back = {key: dict(zip(named[key], values)) for key, values in (grid or {}).items()}

@@ -86,22 +86,17 @@ def name(metric: Metric) -> str:
     return metric.name
 
 
-def unit(metric: Metric) -> str:
-    """What it is counted in."""
+def label(metric: Metric) -> str:
+    """What an axis says: the metric, and what it is counted in where that is known."""
     known = next((unit for _, unit, pattern in PLOTS if re.fullmatch(pattern, metric.name)), "")
-    return metric.unit or known
+    unit = metric.unit or known
+    return metric.name + (f" ({unit})" if unit else "")
 
 
 def metric_html(found: Results, metric: Metric) -> str:
     """Estimates, probabilities, table and curves of one metric."""
-    rows, measure = compare(found, metric), unit(metric)
-    label = metric.name + (f" ({measure})" if measure else "")
-    base = next((row.iqm[0] for row in rows if row.arm == found.baseline and row.iqm), None)
-    marks = [_mark(row.arm, row.iqm, list(row.values.values()), row.arm == found.baseline, _lost(row)) for row in rows]
-    signs = f"● interquartile mean over seeds, of the last {number(100 * metric.over)} % of each run"
-    signs += " — 95 % interval ○ one seed"
-    signs += " ■ baseline ┆ its mean" if found.baseline else ""
-    parts = [charts.estimates("Interquartile mean", label, marks, signs=signs, guide=base)]
+    rows = compare(found, metric)
+    parts = [estimates(found, metric, rows)]
     chances = [_mark(row.arm, row.improvement) for row in rows if row.improvement]
     parts.append(
         charts.estimates(
@@ -117,13 +112,23 @@ def metric_html(found: Results, metric: Metric) -> str:
     parts.append(
         charts.estimates(
             f"Difference to {found.baseline}, paired by seed",
-            f"difference of {label}",
+            f"difference of {label(metric)}",
             gains,
             signs="● mean — 95 % interval (Student’s t) ┆ no difference",
             guide=0.0,
         )
     )
-    return "".join(parts) + html_table(told(rows, found.baseline)) + learning(found, metric, measure)
+    return "".join(parts) + html_table(told(rows, found.baseline)) + learning(found, metric)
+
+
+def estimates(found: Results, metric: Metric, rows: Sequence[Row]) -> str:
+    """The chart of interquartile means with their intervals and seeds."""
+    base = next((row.iqm[0] for row in rows if row.arm == found.baseline and row.iqm), None)
+    marks = [_mark(row.arm, row.iqm, list(row.values.values()), row.arm == found.baseline, _lost(row)) for row in rows]
+    signs = f"● interquartile mean over seeds, of the last {number(100 * metric.over)} % of each run"
+    signs += " — 95 % interval ○ one seed"
+    signs += " ■ baseline ┆ its mean" if found.baseline else ""
+    return charts.estimates("Interquartile mean", label(metric), marks, signs=signs, guide=base)
 
 
 def told(rows: Sequence[Row], baseline: str) -> list[dict[str, Any]]:
@@ -141,16 +146,15 @@ def _lost(row: Row) -> str:
     return row.note if row.note.startswith("no average") or not row.values else ""
 
 
-def learning(found: Results, metric: Metric, measure: str) -> str:
+def learning(found: Results, metric: Metric) -> str:
     """A small chart an arm, all on one scale, each with the baseline's curve behind it."""
     drawn = [band for band in bands(found, metric) if len(band.iterations) > 1]
     if not drawn:
         return ""
     basis = next((_line(band) for band in drawn if band.arm == found.baseline), None)
     ends = min(min(band.low) for band in drawn), max(max(band.high) for band in drawn)
-    label = metric.name + (f", {measure}" if measure else "")
     arms = [band for band in drawn if band.arm != found.baseline] or drawn
-    figures = "".join(charts.curves(band.arm, label, _line(band), basis, ends) for band in arms)
+    figures = "".join(charts.curves(band.arm, label(metric), _line(band), basis, ends) for band in arms)
     words = "Interquartile mean over seeds, shaded its 95 % interval at each iteration."
     words += " Dashed: the baseline, dotted its interval." if basis else ""
     return f'<h3>Learning curves</h3><p class="soft">{words}</p><div class="charts">{figures}</div>'
@@ -175,9 +179,8 @@ def text(found: Results) -> str:
     """The tables as plain text."""
     parts = []
     for metric in found.metrics:
-        measure = unit(metric)
         rows = [{k: _plain(v) for k, v in row.items()} for row in told(compare(found, metric), found.baseline)]
-        parts.append(f"{metric.name}{f' ({measure})' if measure else ''}\n{columns(rows)}")
+        parts.append(f"{label(metric)}\n{columns(rows)}")
     lost = [point for point in found.outcomes if point.status in ("failed", "blocked")]
     if lost:
         listed = "\n".join(f"  {p.arm}, seed {p.seed}  {p.id}  {p.error or p.status}" for p in lost)
