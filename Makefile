@@ -15,7 +15,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check --no-input
 # Half-installed is not installed: a failing recipe leaves no stamp behind.
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test parity browser long notebooks lint format mutations
+.PHONY: help quickstart test parity browser long sweeps notebooks lint format mutations
 
 help: ## show this list
 	@echo "make <target>   (PYTHON=python3.12 chooses the interpreter, ARGS='-k gae' goes to pytest, JOBS=4 sets workers)"
@@ -35,6 +35,11 @@ browser: $(VENV)/.installed-browser ## the labelling page in a real browser (nee
 
 long: $(VENV)/.installed-test ## many seeds, kills, all meshes
 	$(OPTIMISED) $(RUN) -m pytest -m long -n $(JOBS) --durations 10 $(ARGS)
+
+sweeps: $(VENV)/.installed ## the sweeps of docs/: PPO's details, the KL, policy losses; about an hour and a half on 2 cores
+	@for name in ppo_details kl losses; do \
+	  $(RUN) -m rlhf_jax.runs.sweep experiments/ppo.py experiments/sweeps/$$name.yaml --jobs $(JOBS) $(ARGS) || exit 1; \
+	done
 
 notebooks: $(VENV)/.installed-test ## every notebook from top to bottom, at most 10 minutes on 2 cores
 	$(OPTIMISED) $(RUN) -m pytest tests/notebooks -m "long or not long" -n $(JOBS) --durations 10 $(ARGS)

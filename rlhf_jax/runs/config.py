@@ -13,10 +13,11 @@ import contextlib
 import copy
 import dataclasses
 import difflib
+import functools
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
 import yaml
@@ -65,6 +66,22 @@ def parse(Experiment: type[Config], argv: Sequence[str] | None = None) -> Config
         _check_keys(text, Experiment, key.removesuffix("+").split("."), "", "--")
     others, folded = _fold(settings, data, Experiment)
 
+    parser = _parser(typing.cast(Hashable, Experiment))
+    try:
+        # The file goes first, so that a setting on the command line wins wherever it stands.
+        tokens = [f"--config={dump(data | folded)}"] if data or folded else []
+        tokens += [f"--{key}={text}" for key, text in others]
+        namespace = parser.parse_args(tokens + flags, env=False)
+    except jsonargparse.ArgumentError as error:
+        raise UserError(_explain(str(error), Experiment, data | folded, dict(settings), files)) from None
+    return typing.cast(Config, _build(Experiment, namespace))
+
+
+@functools.cache
+def _parser(Experiment: Any) -> Any:
+    """The parser of a configuration; a sweep asks it once a point."""
+    import jsonargparse
+
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True, instantiate_subclass_spec_in_any=False)
     jsonargparse.set_loader("rlhf_jax", strict_yaml.load_text, exceptions=(yaml.YAMLError, ValueError))
     module = sys.modules.get(Experiment.__module__)
@@ -83,14 +100,7 @@ def parse(Experiment: type[Config], argv: Sequence[str] | None = None) -> Config
     for group in parser._action_groups:
         if (group.title or "").startswith(f"{Experiment.__name__}("):  # what a dataclass without a docstring has as one
             group.title = "settings"
-    try:
-        # The file goes first, so that a setting on the command line wins wherever it stands.
-        tokens = [f"--config={dump(data | folded)}"] if data or folded else []
-        tokens += [f"--{key}={text}" for key, text in others]
-        namespace = parser.parse_args(tokens + flags, env=False)
-    except jsonargparse.ArgumentError as error:
-        raise UserError(_explain(str(error), Experiment, data | folded, dict(settings), files)) from None
-    return typing.cast(Config, _build(Experiment, namespace))
+    return parser
 
 
 def command(main: Callable[[Any], Any], Experiment: type[Any], argv: Sequence[str] | None = None) -> Any:
