@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from distill_parts import build_divergence, build_read, build_sample, build_samples, open_teacher
 from generate import load_prompts
+from ppo_parts import check_samples
 
 from rlhf_jax.algorithms import distill
 from rlhf_jax.algorithms.update import check_division, make_update, summarise
@@ -84,16 +85,13 @@ class Experiment:
     """Prompts answered before and after, for the report."""
 
     def __post_init__(self) -> None:
-        for name in ("iterations", "batch", "microbatches", "prompt_window", "response_window", "keep"):
+        check_samples(self)
+        for name in ("batch", "microbatches"):
             config.at_least(name, getattr(self, name), 1)
-        for name in ("seed", "save_every", "show"):
-            config.non_negative(name, getattr(self, name))
         for name in ("on_policy", "beta"):
             config.fraction(name, getattr(self, name))
         config.positive("temperature", self.temperature)
         config.choice("weights", self.weights, ("sequence_mean", "token_mean"))
-        config.choice("long_prompts", self.long_prompts, ("drop", "truncate", "refuse"))
-        config.check(self.sampling.temperature > 0, "sampling.temperature must be > 0: the student samples to learn")
         config.check(
             self.on_policy == 1 or bool(self.demonstrations),
             f"demonstrations must name a file where on_policy is below 1 (it is {self.on_policy:g})",

@@ -26,7 +26,6 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.feedback.selection import LEAST_RANDOM
 from rlhf_jax.feedback.store import export as store_export
 from rlhf_jax.feedback.store import gold, open_store
-from rlhf_jax.feedback.store.add import add_items
 from rlhf_jax.feedback.store.assign import Rules
 from rlhf_jax.feedback.store.verdict import Axis
 from rlhf_jax.runs import config, data, label_report, settings
@@ -188,12 +187,10 @@ def fill(con: sqlite3.Connection, cfg: Experiment) -> dict[str, int]:
         made, left = parts.items(rows, cfg, policy=Path(ready).name)
         config.check(bool(made), f"{ready} holds nothing to judge; left out: {data.counted(left)}")
         made = label_select.chosen(made, cfg) if cfg.select else made
-        found["items"], counts = len(set(add_items(con, made))), dict(left)
-        print(f"{found['items']} items of kind {cfg.kind}; left out: {data.counted(left)}")
+        found["items"], counts = parts.add(con, made, f"items of kind {cfg.kind}", left), dict(left)
     if cfg.gold:
         made, left = parts.gold_items(data.find(cfg.gold, cfg.data), cfg)
-        found["gold"] = len(set(add_items(con, made)))
-        print(f"{found['gold']} hidden items with a known answer; left out: {data.counted(left)}")
+        found["gold"] = parts.add(con, made, "hidden items with a known answer", left)
     return found | counts
 
 
@@ -251,24 +248,22 @@ def page(cfg: Experiment, listening: socket.socket) -> tuple[Any, str]:
     return app, base.rstrip("/")
 
 
-def serve(cfg: Experiment, con: sqlite3.Connection) -> None:
+def serve(cfg: Experiment, con: sqlite3.Connection, listening: socket.socket) -> None:
     """Print the links, and serve the page until Ctrl-C."""
     from rlhf_jax.feedback.server import run as server_run
 
-    host = "0.0.0.0" if cfg.public and cfg.host == "127.0.0.1" else cfg.host
-    with closing(server_run.bind(host, cfg.port, every_interface=cfg.public)) as listening:
-        app, base = page(cfg, listening)
-        tokens = parts.tokens(con, cfg.names(), Path(f"{cfg.db}.links.json"), admin=cfg.admin)
-        if cfg.groups:
-            parts.keep_groups(con, Path(data.find(cfg.groups, cfg.data)))
-        print("open in a browser; each link is one person's own:")
-        for name, token in tokens.items():
-            print(f"  {name:<12} {base}/#{token}")
-        if cfg.admin:
-            print(f"report: curl -H 'Authorization: Bearer {tokens[cfg.admin]}' -o report.html {base}/api/report.html")
-        print("Ctrl-C stops; what was judged is kept, and the same command goes on", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            server_run.serve(app, listening)
+    app, base = page(cfg, listening)
+    tokens = parts.tokens(con, cfg.names(), Path(f"{cfg.db}.links.json"), admin=cfg.admin)
+    if cfg.groups:
+        parts.keep_groups(con, Path(data.find(cfg.groups, cfg.data)))
+    print("open in a browser; each link is one person's own:")
+    for name, token in tokens.items():
+        print(f"  {name:<12} {base}/#{token}")
+    if cfg.admin:
+        print(f"report: curl -H 'Authorization: Bearer {tokens[cfg.admin]}' -o report.html {base}/api/report.html")
+    print("Ctrl-C stops; what was judged is kept, and the same command goes on", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        server_run.serve(app, listening)
 
 
 def main(cfg: Experiment) -> dict[str, Any]:
@@ -279,11 +274,13 @@ def main(cfg: Experiment) -> dict[str, Any]:
         return stand(cfg)
     if not importlib.util.find_spec("uvicorn") or not importlib.util.find_spec("starlette"):
         raise UserError("the page needs starlette and uvicorn: pip install -e '.[label]'")
-    with closing(open_store(cfg.db)) as con:
+    with closing(parts.listen(cfg)) as listening, closing(open_store(cfg.db)) as con:
         found: dict[str, Any] = fill(con, cfg)
         count = con.execute("SELECT count(*) FROM item").fetchone()[0]
         config.check(count > 0, f"{cfg.db} holds nothing to judge: give prompts and policy, or responses")
-        serve(cfg, con)
+        if more := count - found["items"] - found["gold"]:
+            print(f"{cfg.db} holds {more} more from before, which are asked about too")
+        serve(cfg, con, listening)
         judged = con.execute("SELECT count(*) FROM current_judgement").fetchone()[0]
     print(f"\nstopped; {cfg.db} holds {judged} judgements of {count} items")
     return found | {"judgements": judged}

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import socket
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from rlhf_jax.feedback.store.add import (
     Candidate,
     NewItem,
     add_annotator,
+    add_items,
     annotator_of,
     make_admin,
     new_token,
@@ -40,7 +42,13 @@ def sample(cfg: Any, path: Path, *, policy: str = "") -> None:
     found = found[: cfg.first or None]
     before = rows_of(path) if path.exists() else []
     known = {prompt.prompt_id for prompt in before if prompt.meta.get("policy") == policy}
-    wanted = list({prompt.prompt_id: prompt for prompt in found if prompt.prompt_id not in known}.values())
+    asked = {prompt.prompt_id: prompt for prompt in found}
+    wanted = [prompt for key, prompt in asked.items() if key not in known]
+    if others := known - asked.keys():
+        print(
+            f"{path} has responses of {policy} to {len(asked) - len(wanted)} of these {len(asked)} prompts, and to {len(others)} "
+            "others, which stay and are asked about too"
+        )
     if not wanted:
         print(f"{path} has responses of {policy} to all of these prompts: nothing to sample")
         return
@@ -117,6 +125,16 @@ def items(found: Iterable[records.Prompt], cfg: Any, *, policy: str) -> tuple[li
     return made, +left
 
 
+def add(con: sqlite3.Connection, made: Sequence[NewItem], what: str, left: Counter[str]) -> int:
+    """How many items these are, once they are in the store; printed with how many of them are new to it."""
+    before = con.execute("SELECT count(*) FROM item").fetchone()[0]
+    count = len(set(add_items(con, made)))
+    new = con.execute("SELECT count(*) FROM item").fetchone()[0] - before
+    told = f" ({new} new, {count - new} there before)" if before else ""
+    print(f"{count} {what}{told}; left out: {data.counted(left)}")
+    return count
+
+
 def grouped(candidates: Sequence[Candidate], kind: str) -> list[Sequence[Candidate]]:
     """The candidates of each item."""
     if kind == "rate":
@@ -190,6 +208,17 @@ def checked_gold(path: str, made: list[NewItem], left: Counter[str]) -> tuple[li
     """The same, or a UserError where no gold item is left."""
     config.check(bool(made), f"gold: {path} gives no item with a clear answer ({data.counted(+left)})")
     return made, +left
+
+
+def listen(cfg: Any) -> socket.socket:
+    """The page's address, taken before anything is sampled: a port in use is told at once, and so is a missing file."""
+    from rlhf_jax.feedback.server import run as server_run
+
+    for file in (cfg.prompts, cfg.responses, cfg.gold, cfg.guidelines, cfg.groups):
+        if file:
+            data.find(file, cfg.data)
+    host = "0.0.0.0" if cfg.public and cfg.host == "127.0.0.1" else cfg.host
+    return server_run.bind(host, cfg.port, every_interface=cfg.public)
 
 
 def tokens(con: sqlite3.Connection, names: Sequence[str], path: Path, *, admin: str = "") -> dict[str, str]:

@@ -208,6 +208,10 @@ def text(title: str, table: dict[str, dict[str, Any]]) -> str:
 def main(cfg: Experiment) -> dict[str, Any]:
     """Run every seed, print the tables, and keep them in results.json."""
     kept: dict[str, list[dict[str, float]]] = {}
+    print(
+        f"{cfg.seeds} seeds, one after another: with the sizes as they come, a minute or so each on one CPU core",
+        flush=True,
+    )
     for seed in range(cfg.seed, cfg.seed + cfg.seeds):
         began, one = time.process_time(), replace(cfg, seed=seed)
         tests = {

@@ -1,4 +1,5 @@
-"""What online_dpo.py builds before its loop: the forward pass, and rollouts of two responses. `cfg` is its Experiment."""
+"""What online_dpo.py and nash_md.py build before their loops: the forward pass, and rollouts of two responses. `cfg` is the
+Experiment of either."""
 
 import functools
 from collections.abc import Callable
@@ -16,6 +17,9 @@ from rlhf_jax.model import heads
 from rlhf_jax.model.config import ModelConfig
 from rlhf_jax.types import Params, Prompts, Rollout, Samples
 
+Two = Callable[..., Samples]
+"""two(policy's parameters, the reference's, tokens, length, uids [G, 2], key) -> two responses a prompt, side by side."""
+
 
 def build_forward(cfg: Any, model: ModelConfig) -> tuple[offline.Forward, Any]:
     """(forward, policy): log-probabilities at the sampling temperature, for the loss; and with their entropy, for a rollout."""
@@ -29,18 +33,48 @@ def build_forward(cfg: Any, model: ModelConfig) -> tuple[offline.Forward, Any]:
     return forward, policy
 
 
-def build_collect(
-    cfg: Any, prompts: Prompts, model: ModelConfig, tokenizer: Any, score: rewards.Score, policy: Any
-) -> Callable[..., Rollout]:
-    """collect(policy's parameters, the reference's, iteration, key) -> Rollout of two responses a prompt: both the policy's, or
-    with `exploration` the second one the reference's."""
+def build_two(cfg: Any, model: ModelConfig) -> Two:
+    """Of online_dpo.py: both are the policy's, or with `exploration` the second one the reference's."""
     generate = functools.partial(engine.generate, window=cfg.response_window, cfg=model, sampling=cfg.sampling)
 
     def two(params: Params, reference: Params, tokens: Any, length: Any, uids: Any, key: jax.Array) -> Samples:
         if not cfg.exploration:
             return generate(params, tokens, length, uids, key)
         each = [generate(who, tokens, length, uids[:, i : i + 1], key) for i, who in enumerate((params, reference))]
-        return jax.tree.map(lambda *x: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *each)
+        return side_by_side(*each)
+
+    return two
+
+
+def build_contest(cfg: Any, model: ModelConfig) -> Two:
+    """Of nash_md.py: the first is the policy's, the second its mixture's with the reference."""
+    how: Any = {"window": cfg.response_window, "cfg": model, "sampling": cfg.sampling}
+
+    def two(params: Params, reference: Params, tokens: Any, length: Any, uids: Any, key: jax.Array) -> Samples:
+        own = engine.generate(params, tokens, length, uids[:, :1], key, **how)
+        rest = tokens, length, uids[:, 1:], key
+        return side_by_side(own, engine.generate_mixture(params, reference, *rest, share=cfg.mixture, **how))
+
+    return two
+
+
+def side_by_side(*each: Samples) -> Samples:
+    """Samples of one response a prompt as one batch in which those of a prompt stand together."""
+    return jax.tree.map(lambda *x: jnp.stack(x, axis=1).reshape(-1, *x[0].shape[1:]), *each)
+
+
+def build_collect(
+    cfg: Any,
+    prompts: Prompts,
+    model: ModelConfig,
+    tokenizer: Any,
+    score: rewards.Score,
+    policy: Any,
+    build: Callable[[Any, ModelConfig], Two] = build_two,
+) -> Callable[..., Rollout]:
+    """collect(policy's parameters, the reference's, iteration, key) -> Rollout of two responses a prompt, as `build` has them
+    written."""
+    two = build(cfg, model)
 
     def collect(params: Params, reference: Params, iteration: int, key: jax.Array) -> Rollout:
         uids = iteration * cfg.rows + np.arange(cfg.rows, dtype=np.int32).reshape(-1, 2)

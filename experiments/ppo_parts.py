@@ -29,15 +29,13 @@ Roles = dict[str, Params]
 """The parameters of "policy" and, in PPO, "value"."""
 
 
-def check(cfg: Any, chosen: PPO | GRPO, name: str) -> None:
-    """UserError for sizes and settings of rollouts that do not fit; `name` is that of the algorithm's settings."""
-    counts = ("iterations", "prompts_per_iteration", "samples_per_prompt", "prompt_window", "response_window")
-    for count in (*counts, "keep"):
+def check_samples(cfg: Any) -> None:
+    """UserError for sizes that no script can have which samples, scores and saves iteration by iteration."""
+    for count in ("iterations", "prompt_window", "response_window", "keep"):
         config.at_least(count, getattr(cfg, count), 1)
     for number in ("seed", "save_every", "show"):
         config.non_negative(number, getattr(cfg, number))
     config.choice("long_prompts", cfg.long_prompts, ("drop", "truncate", "refuse"))
-    config.check(bool(cfg.rewards), "rewards must name a part, as in rewards: {helpful: {model: FOLDER}}")
     for part_name, part in cfg.rewards.items():
         config.check(
             not part.model or not part.window or part.window > cfg.response_window + 1,
@@ -45,6 +43,14 @@ def check(cfg: Any, chosen: PPO | GRPO, name: str) -> None:
             f"token of the prompt; got {part.window}",
         )
     config.check(cfg.sampling.temperature > 0, "sampling.temperature must be > 0: training samples")
+
+
+def check(cfg: Any, chosen: PPO | GRPO, name: str) -> None:
+    """UserError for sizes and settings of rollouts that do not fit; `name` is that of the algorithm's settings."""
+    check_samples(cfg)
+    for count in ("prompts_per_iteration", "samples_per_prompt"):
+        config.at_least(count, getattr(cfg, count), 1)
+    config.check(bool(cfg.rewards), "rewards must name a part, as in rewards: {helpful: {model: FOLDER}}")
     if cfg.sampling.truncates and chosen.importance_cap is None:
         raise UserError(
             f"sampling with top_k, top_p or min_p is not the distribution {name.upper()} trains; turn them off, or set "

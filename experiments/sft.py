@@ -19,7 +19,7 @@ from rlhf_jax.feedback import formats, records
 from rlhf_jax.model import heads, transformer
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.objectives import weights
-from rlhf_jax.runs import config, data, dry_run, log, models, packing, report, session, settings
+from rlhf_jax.runs import config, data, dry_run, held_out, log, models, packing, report, session, settings
 from rlhf_jax.types import Demonstrations, TrainState, overlay
 
 
@@ -53,6 +53,8 @@ class Experiment:
     """Pieces a batch is cut into to save memory; gradients do not depend on it."""
     held_out: float = 0.05
     """Share of the prompts kept for evaluation."""
+    leaks: str = "drop"
+    """Held-out demonstrations of prompts that share 13 words in a row with training ones: "drop" or "keep" them."""
     optimizer: settings.Optimizer = settings.Optimizer(lr=2e-5, schedule="cosine", warmup=0.03, eps=1e-8)
     lora: Lora = Lora()
     router_coef: float = 0.0
@@ -77,6 +79,7 @@ class Experiment:
         config.positive("epochs", self.epochs)
         config.non_negative("router_coef", self.router_coef)
         config.between("held_out", self.held_out, 0, 0.9)
+        config.choice("leaks", self.leaks, held_out.LEAKS)
         config.choice("learn", self.learn, data.LEARN)
         check_division(self.batch, 1, self.microbatches)
         settings.check_base(self.compute, self.lora.rank)
@@ -101,6 +104,7 @@ def main(cfg: Experiment) -> dict[str, Any]:
         data.encode_demonstrations, tokenizer=tokenizer, window=cfg.window, learn=cfg.learn, stops=model.eos_ids
     )
     kept, held = records.split_by_prompt(found, cfg.held_out, seed=cfg.seed)
+    held = held_out.clean(kept, held, "held out", cfg.leaks) if held else held
     rows, counts = encode(kept)
     held_rows = encode(held)[0] if held else None
     print(

@@ -67,6 +67,7 @@ def forwards(cfg, R, chunk):
 NAMES = (
     "generate",
     "generate, truncated",
+    "generate, mixture",
     "policy",
     "value",
     "reward",
@@ -118,7 +119,9 @@ def steps(cfg, *, G=2, n=2, P=4, R=4, chunk=2):
         "generate, truncated": functools.partial(engine.generate, window=R, cfg=cfg, sampling=rule),
     }
     prompts = policy, ints(G, P), ints(G), ints(G, n), key()
+    mixture = functools.partial(engine.generate_mixture, share=0.25, window=R, cfg=cfg, sampling=SAMPLING)
     return {name: (jax.jit(function), prompts) for name, function in generate.items()} | {
+        "generate, mixture": (jax.jit(mixture), (policy, *prompts)),
         "policy": (jax.jit(policy_forward), (policy, *row)),
         "value": (jax.jit(functools.partial(heads.value, window=R + 1, cfg=cfg)), (critic, *row)),
         "reward": (jax.jit(functools.partial(heads.reward, cfg=judge_cfg)), (judge, *row[:2])),

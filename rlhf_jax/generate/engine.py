@@ -1,6 +1,7 @@
 """Prompts to responses: prefill once a prompt, then one decoding step a token until every row has stopped."""
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -25,7 +26,8 @@ class Loop(NamedTuple):
     length: Array
     stop: Array
     done: Array
-    cache: transformer.Cache
+    caches: tuple[transformer.Cache, ...]
+    """One a model."""
 
 
 def ends(responses: Int[Array, "G n R"], step: Int[Array, ""], sequence: tuple[int, ...]) -> Bool[Array, "G n"]:
@@ -54,6 +56,53 @@ def generate(
     mates, its row or the prompt window. A row ends at an EOS id of `cfg` or at a stop sequence, both kept; the loop
     ends when every row has. Compiled once for each shape of (prompts, uids), window and sampling rule.
     """
+    return _decode((params,), lambda logits: logits, prompts, lengths, uids, key, window, cfg, sampling)
+
+
+@functools.partial(jax.jit, static_argnames=("share", "window", "cfg", "sampling"))
+def generate_mixture(
+    params: Params,
+    reference: Params,
+    prompts: Int[Array, "G P"],
+    lengths: Int[Array, " G"],
+    uids: Int[Array, "G n"],
+    key: Array,
+    *,
+    share: float,
+    window: int,
+    cfg: ModelConfig,
+    sampling: Sampling,
+) -> Samples:
+    """`generate` from the geometric mixture of two models of one configuration, token by token:
+
+        p(y_t | x, y_<t) ∝ π(y_t | x, y_<t)^(1 − share) · π_ref(y_t | x, y_<t)^share
+
+    the one-step-at-a-time mixture of Nash-MD (arXiv 2312.00886), not that of whole responses. Both models are at the
+    sampling temperature, top-k, top-p and min-p cut the mixture, and at temperature 0 the mixture's likeliest token is
+    taken; behaviour log-probabilities are the mixture's. At share 0 and 1 it is `generate` from one model, the other is
+    not run. Checked against TRL's GeometricMixtureWrapper (https://github.com/huggingface/trl). UserError unless 0 ≤ share ≤ 1.
+    """
+    if not 0 <= share <= 1:
+        raise UserError(f"the reference's share of a mixture must be between 0 and 1, got {share}")
+    if share in (0, 1):
+        one = reference if share else params
+        return generate(one, prompts, lengths, uids, key, window=window, cfg=cfg, sampling=sampling)
+    mix = functools.partial(rules.mixed, share=share)
+    return _decode((params, reference), mix, prompts, lengths, uids, key, window, cfg, sampling)
+
+
+def _decode(
+    models: tuple[Params, ...],
+    mix: Callable[..., Array],
+    prompts: Array,
+    lengths: Array,
+    uids: Array,
+    key: Array,
+    window: int,
+    cfg: ModelConfig,
+    sampling: Sampling,
+) -> Samples:
+    """The loop: `mix` makes one set of logits of those of each model, which all read the tokens drawn from it."""
     G, n = uids.shape
     uid_keys = jax.vmap(lambda uid: jax.random.fold_in(key, uid))(uids.reshape(-1)).reshape(G, n)
 
@@ -84,9 +133,12 @@ def generate(
             done=loop.done | eos | stopped,
         )
 
-    state, cache = transformer.prefill(params, prompts, lengths, n=n, window=window, cfg=cfg)
-    state = jnp.broadcast_to(state[:, None], (G, n, state.shape[-1]))
-    layers = transformer.unstack(params, cfg)
+    def mixed(states: Sequence[Array]) -> Array:
+        return mix(*(transformer.logits(params, x, cfg=cfg) for params, x in zip(models, states, strict=True)))
+
+    read = [transformer.prefill(params, prompts, lengths, n=n, window=window, cfg=cfg) for params in models]
+    layers = [transformer.unstack(params, cfg) for params in models]
+    caches = tuple(cache for _, cache in read)
     loop = Loop(
         step=jnp.zeros((), jnp.int32),
         responses=jnp.zeros((G, n, window), jnp.int32),
@@ -94,17 +146,20 @@ def generate(
         length=jnp.zeros((G, n), jnp.int32),
         stop=jnp.full((G, n), STOP_LENGTH, jnp.int32),
         done=jnp.zeros((G, n), bool),
-        cache=jax.tree.map(lambda x: sharding.constrain(x, "rows", *(None,) * (x.ndim - 1)), cache),
+        caches=jax.tree.map(lambda x: sharding.constrain(x, "rows", *(None,) * (x.ndim - 1)), caches),
     )
-    loop = advance(loop, transformer.logits(params, state, cfg=cfg))
+    loop = advance(loop, mixed([jnp.broadcast_to(x[:, None], (G, n, x.shape[-1])) for x, _ in read]))
 
     def continues(loop: Loop) -> Array:
         return (loop.step < window) & ~jnp.all(loop.done)
 
     def step(loop: Loop) -> Loop:
         token = jax.lax.dynamic_index_in_dim(loop.responses, loop.step - 1, axis=2, keepdims=False)
-        state, cache = transformer.decode(params, layers, token, loop.step - 1, lengths, loop.cache, cfg=cfg)
-        return advance(loop._replace(cache=cache), transformer.logits(params, state, cfg=cfg))
+        each = [
+            transformer.decode(params, own, token, loop.step - 1, lengths, cache, cfg=cfg)
+            for params, own, cache in zip(models, layers, loop.caches, strict=True)
+        ]
+        return advance(loop._replace(caches=tuple(cache for _, cache in each)), mixed([state for state, _ in each]))
 
     loop = jax.lax.while_loop(continues, step, loop)
     flat = [x.reshape(G * n, *x.shape[2:]) for x in (loop.responses, loop.length, loop.stop, loop.logprobs)]

@@ -33,6 +33,14 @@ def truncate(logits: Float[Array, "*b V"], sampling: Sampling) -> Float[Array, "
     return logits
 
 
+def mixed(own: Float[Array, "*b V"], other: Float[Array, "*b V"], share: float) -> Float[Array, "*b V"]:
+    """Logits of the geometric mixture p^(1 − share) q^share of p = softmax(own) and q = softmax(other), f32.
+
+    At a temperature it is the same whether p and q are taken at it or the mixture: both are softmax of these over it.
+    """
+    return (1.0 - share) * own.astype(jnp.float32) + share * other.astype(jnp.float32)
+
+
 def first_beyond(mass: Float[Array, "*b s"], target: Float[Array, "*b 1"]) -> Int[Array, "*b 1"]:
     """The first slot whose cumulated mass exceeds the target, never one without mass, whatever the rounding."""
     beyond = (jnp.cumsum(mass, axis=-1) > target) & (mass > 0)

@@ -1,8 +1,9 @@
 """From records to arrays: windows, padding, and an order that depends on (seed, epoch, index) alone."""
 
+import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import records
+from rlhf_jax.runs import ranges
 from rlhf_jax.runs.chat import assistant_mask, encode_prompt, encode_response
 from rlhf_jax.types import Demonstrations, Pairs, Prompts
 
@@ -39,9 +41,10 @@ def pad(rows: Sequence[Sequence[int]], window: int) -> tuple[np.ndarray, np.ndar
     return tokens, np.array([len(row) for row in rows], np.int32)
 
 
-def check_known(rows: Sequence[Sequence[int]], tokenizer: Any, what: str) -> None:
+def check_known(rows: Sequence[Sequence[int]], tokenizer: Any, what: str, texts: Iterable[str] = ()) -> None:
     """Print a warning where more than 1 % of the tokens in these rows, special ones not counted, are unknown to the
-    tokenizer (<unk>), UserError where more than half are: it has not been made for such texts, or for this model.
+    tokenizer (<unk>), UserError where more than half are: it has not been made for such texts, or for this model. Both name
+    the commonest unknown words of `texts`.
 
     Tokenizers that spell every text in bytes know no such token; where the token is also that of the end, as with GPT-2,
     it is not looked for.
@@ -53,10 +56,35 @@ def check_known(rows: Sequence[Sequence[int]], tokenizer: Any, what: str) -> Non
     ids = ids[(ids == unknown) | ~np.isin(ids, tokenizer.all_special_ids)]
     share = float(np.mean(ids == unknown)) if ids.size else 0.0
     told = f"{share:.0%} of the tokens of the {what} are unknown to the tokenizer ({tokenizer.unk_token})"
+    if share > 0.01:
+        told += unknown_words(texts, tokenizer)
     if share > 0.5:
         raise UserError(f"{told}; use the tokenizer that the model was made with, and texts that it was made for")
     if share > 0.01:
         print(f"warning: {told}; is it the model's own?")
+
+
+def said(prompt: records.Messages, *responses: str) -> tuple[str, ...]:
+    """The texts of a conversation and of responses to it."""
+    return *(message["content"] for message in prompt), *responses
+
+
+def unknown_words(texts: Iterable[str], tokenizer: Any, most: int = 5) -> str:
+    """ ": 'cat' 3, 'dog' 1 and 7 other words", the commonest first: what the tokenizer does not know in these texts, at most
+    10,000 of them; "" where it cannot tell, as tokenizers in Python cannot."""
+    if not getattr(tokenizer, "is_fast", False):
+        return ""
+    found: Counter[str] = Counter()
+    for text in itertools.islice(texts, 10_000):
+        told = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        places = zip(told["input_ids"], told["offset_mapping"], strict=True)
+        found.update(text[start:end].strip() for token, (start, end) in places if token == tokenizer.unk_token_id)
+    del found[""]
+    if not found:
+        return ""
+    rest = len(found) - most
+    listed = ", ".join(f"{ranges.shown(word)} {count}" for word, count in found.most_common(most))
+    return f": {listed}" + (f" and {rest} other word{'s' if rest > 1 else ''}" if rest > 0 else "")
 
 
 def encode_prompts(
@@ -84,7 +112,7 @@ def encode_prompts(
         rows.append(ids)
     if not rows:
         raise UserError(f"no prompt is left of {len(prompts)} ({dict(counts)}); the prompt window is {window} tokens")
-    check_known(rows, tokenizer, "prompts")
+    check_known(rows, tokenizer, "prompts", (text for each in kept for text in said(each.prompt)))
     plain = sum(prompt.prompt[0]["role"] == "text" for prompt in kept)
     if plain and tokenizer.chat_template:
         print(
@@ -120,7 +148,8 @@ def encode_pairs(
     if not kept:
         raise UserError(f"no pair is left of {len(pairs)} ({dict(counts)}); the window is {window} tokens")
 
-    check_known(chosen + rejected, tokenizer, "pairs")
+    every = (text for pair in kept for text in said(pair.prompt, pair.chosen, pair.rejected))
+    check_known(chosen + rejected, tokenizer, "pairs", every)
 
     def column(name: str) -> np.ndarray:
         return np.array([getattr(pair, name) for pair in kept], np.float32)
@@ -183,7 +212,9 @@ def encode_demonstrations(
         raise UserError(
             f"no demonstration is left of {len(demonstrations)} ({dict(counts)}); the window is {window} tokens"
         )
-    check_known(rows, tokenizer, "demonstrations")
+    check_known(
+        rows, tokenizer, "demonstrations", (t for each in demonstrations for t in said(each.prompt, each.completion))
+    )
     tokens, length = pad(rows, window)
     loss_mask = np.zeros(tokens.shape, bool)
     for row, mask in zip(loss_mask, masks, strict=True):

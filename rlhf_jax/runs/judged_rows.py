@@ -9,7 +9,7 @@ import numpy as np
 
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import records
-from rlhf_jax.runs.data import check_known, encode_text, numbered, pad
+from rlhf_jax.runs.data import check_known, encode_text, numbered, pad, said
 from rlhf_jax.types import Rankings, Ratings
 
 FILLER = [0]
@@ -48,7 +48,8 @@ def encode_rankings(
         ranks.append([order.index(rank) for rank in comparison.ranks])
     if not kept:
         raise UserError(f"no ranking is left of {len(comparisons)} ({dict(counts)}); the window is {window} tokens")
-    check_known([row for texts in rows for row in texts], tokenizer, "rankings")
+    answers = (text for each in kept for text in said(each.prompt, *each.responses))
+    check_known([row for texts in rows for row in texts], tokenizer, "rankings", answers)
     K = max(map(len, rows))
     tokens, length = pad([row for texts in rows for row in texts + [FILLER] * (K - len(texts))], window)
     share = [c.weight / (judged[records.item_key(c)] if once else 1) for c in kept]
@@ -80,7 +81,7 @@ def encode_ratings(
     if not short:
         raise UserError(f"no rating is left of {len(ratings)} ({dict(counts)}); the window is {window} tokens")
     kept, rows = [rating for rating, _ in short], [row for _, row in short]
-    check_known(rows, tokenizer, "ratings")
+    check_known(rows, tokenizer, "ratings", (text for each in kept for text in said(each.prompt, each.response)))
     share = [r.weight / (judged[r.prompt_id, r.response, r.axis] if once else 1) for r in kept]
     return (
         Ratings(

@@ -204,7 +204,9 @@ def people(found: Facts) -> str:
             | {"s / 100 characters": None if pace is None else round(pace / 1000, 2)}
             | {"longest run": a["longest_run"]["length"], "skipped": a["skipped"]}
         )
-    return table(rows)
+    waiting = found.get("without_judgements", ())
+    listed = ", ".join(escape(name) for name in waiting)
+    return table(rows) + (f'<p class="soft">No judgement yet from {listed}.</p>' if waiting else "")
 
 
 def _many(count: int, thing: str) -> str:

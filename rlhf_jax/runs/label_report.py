@@ -44,11 +44,13 @@ LEAST_SHARED = 10
 """Of fewer pairs that others judged too, an annotator's reliability is not told."""
 
 
-def summary(rows: Sequence[Judged], *, progress: Mapping[str, int] | None = None) -> dict[str, Any]:
+def summary(
+    rows: Sequence[Judged], *, progress: Mapping[str, int] | None = None, invited: Sequence[str] = ()
+) -> dict[str, Any]:
     """Everything the report says, as plain JSON values; what the rows cannot tell is None, with a reason where it is one.
 
-    `progress` is {"given", "wanted"}: judgements of ordinary items so far and in all. Shares are {hits, n, share, low,
-    high}, times seconds since 1970, paces ms per 100 characters.
+    `progress` is {"given", "wanted"}: judgements of ordinary items so far and in all; `invited` are all who have a link.
+    Shares are {hits, n, share, low, high}, times seconds since 1970, paces ms per 100 characters.
     """
     people = quality.by_annotator(rows)
     limit = quality.fast_limit(rows)
@@ -75,6 +77,7 @@ def summary(rows: Sequence[Judged], *, progress: Mapping[str, int] | None = None
         "pace_histogram": pace_histogram([pace for pace in map(quality.pace, rows) if pace is not None]),
         "concentration": shares,
         "annotators": [_annotator(name, given, limit, trusted.get(name)) for name, given in people.items()],
+        "without_judgements": [name for name in invited if name not in people],
     }
 
 
@@ -166,12 +169,11 @@ def _number(value: float) -> float | None:
 def of_store(con: sqlite3.Connection, *, names: bool = False) -> dict[str, Any]:
     """`summary` of what stands in a store; with `names` people's names instead of their pseudonyms."""
     rows = judged(con)
-    if names:
-        known = {person["id"]: person["name"] for person in annotators(con)}
-        rows = [replace(row, annotator=known[row.annotator]) for row in rows]
+    known = {person["id"]: person["name"] if names else person["id"] for person in annotators(con)}
+    rows = [replace(row, annotator=known[row.annotator]) for row in rows]
     wanted = con.execute("SELECT coalesce(sum(target_n), 0) FROM item WHERE gold IS NULL").fetchone()[0]
     given = sum(row.gold is None and not row.repeat and "skip" not in row.verdict for row in rows)
-    return summary(rows, progress={"given": given, "wanted": int(wanted)})
+    return summary(rows, progress={"given": given, "wanted": int(wanted)}, invited=list(known.values()))
 
 
 def page_of_store(con: sqlite3.Connection, *, names: bool = False) -> str:

@@ -2,7 +2,7 @@
 count."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import records
 from rlhf_jax.runs.chat import encode_prompt, encode_response
-from rlhf_jax.runs.data import check_known, pad
+from rlhf_jax.runs.data import check_known, pad, said
 from rlhf_jax.types import Preferences
 
 
@@ -70,7 +70,8 @@ def encode_preferences(
     if not kept:
         raise UserError(f"no pair is left of {len(pairs)} ({dict(counts)}); the window is {window} tokens")
     label, weight = ([getattr(pair, name) for pair in kept] for name in ("share", "weight"))
-    return _arrays(rows, window, tokenizer, "pairs", label, weight), kept, counts
+    texts = (text for pair in kept for text in said(pair.prompt, pair.chosen, pair.rejected))
+    return _arrays(rows, window, tokenizer, "pairs", texts, label, weight), kept, counts
 
 
 def encode_verdicts(
@@ -99,7 +100,8 @@ def encode_verdicts(
     if not rows:
         raise UserError(f"no response is left of {len(verdicts)} ({dict(+counts)}); the window is {window} tokens")
     label, weight = ([getattr(verdict, name) for verdict in kept] for name in ("label", "weight"))
-    return _arrays(rows, window, tokenizer, "responses", label, weight), kept, +counts
+    texts = (text for verdict in kept for text in said(verdict.prompt, verdict.response))
+    return _arrays(rows, window, tokenizer, "responses", texts, label, weight), kept, +counts
 
 
 Row = tuple[list[int], list[list[int]]]
@@ -117,10 +119,16 @@ def _with_other(rows: Sequence[Row], number: int, window: int) -> Row | None:
 
 
 def _arrays(
-    rows: Sequence[Row], window: int, tokenizer: Any, what: str, label: Sequence[float], weight: Sequence[float]
+    rows: Sequence[Row],
+    window: int,
+    tokenizer: Any,
+    what: str,
+    texts: Iterable[str],
+    label: Sequence[float],
+    weight: Sequence[float],
 ) -> Preferences:
     flat = [prompt + response for prompt, responses in rows for response in responses]
-    check_known(flat, tokenizer, what)
+    check_known(flat, tokenizer, what, texts)
     tokens, _ = pad(flat, window)
     return Preferences(
         tokens.reshape(len(rows), -1, window),

@@ -187,6 +187,9 @@ def test_guidelines_open_and_close_by_key(site, browser):
     assert browser.js(until_open)
     browser.driver.execute_async_script("setTimeout(arguments[0], 300)")
     assert browser.text("#guidelines-text") == "Be fair.\nBe <b>brief</b>."
+    assert browser.js("document.querySelector('#guidelines-text').innerText") == "Be fair.\nBe <b>brief</b>.", (
+        "two lines"
+    )
     browser.press("3")
     assert browser.js("document.querySelectorAll('#question input:checked').length") == 0, "keys stay in the panel"
     browser.press(Keys.ESCAPE)

@@ -136,6 +136,7 @@ def test_progress_is_told(site, browser):
     shop = site([NewItem(f"Question {i}", ["a", "b"]) for i in range(6)])
     browser.open(shop.link())
     assert browser.text("#count") == "0 of 6"
+    assert "skipped nothing" in browser.js("document.querySelector('#count').title"), "what the 6 are"
     for _ in range(4):
         browser.press("4")
         browser.submit()

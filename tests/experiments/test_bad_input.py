@@ -12,21 +12,14 @@ import reward_model
 import sft
 
 from rlhf_jax.algorithms import rollout
-from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import formats, records
 from rlhf_jax.generate import engine
 from rlhf_jax.model import hf
 from rlhf_jax.playground import tokenizer
 from rlhf_jax.runs import config, session, settings
 from rlhf_jax.runs.ppo_settings import Reward
+from tests.experiments.alike import refused
 from tests.experiments.conftest import draw, lines, model_config, write
-
-
-def refused(action, *words):
-    with pytest.raises(UserError) as caught:
-        action()
-    text = str(caught.value)
-    assert "\n" not in text and all(word in text for word in words), text
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import dpo
 import evaluate
 import generate
 import grpo
+import nash_md
 import online_dpo
 import ppo
 import pytest
@@ -153,7 +154,7 @@ class TestATokenizerThatDoesNotKnowTheTexts:
     def test_is_refused(self, world, tmp_path):
         folder = shutil.copytree(world.model, tmp_path / "model")
         tokenizer.train_tokenizer(["alpha beta gamma"]).save_pretrained(str(folder))
-        words, model = ("are unknown to the tokenizer (<unk>)", "that the model was made with"), str(folder)
+        words, model = ("are unknown to the tokenizer (<unk>): '", "that the model was made with"), str(folder)
         windows = {"window": 60}
         for script, cfg in (
             (sft, dataclasses.replace(world.sft(tmp_path / "run", **windows), model=model)),
@@ -172,6 +173,13 @@ class TestATokenizerThatDoesNotKnowTheTexts:
         data.check_known([[*ends, *known] * 3, [unknown] * 5], words, "texts")
         assert "warning: 25% of the tokens of the texts are unknown" in capsys.readouterr().out
         refused(lambda: data.check_known([known, [unknown] * 6], words, "texts"), "55% of the tokens of the texts")
+        for text, told in (
+            ("The otter eats cat, cat and dog; a yak", ": 'cat' 2, ',' 1, 'and' 1, 'dog' 1, ';' 1 and 1 other word; "),
+            ("The otter eats fish", "; "),
+        ):
+            ending = told + "use the tokenizer that the model was made with, and texts that it was made for"
+            said = refused(lambda text=text: data.check_known([[unknown]], words, "texts", [text]), ending)
+            assert said.endswith("(<unk>)" + ending)
         words.unk_token = words.eos_token  # as in GPT-2: the end of a text is nothing unknown
         data.check_known([[words.eos_token_id] * 3], words, "texts")
 
@@ -188,5 +196,5 @@ def test_a_start_that_fails_leaves_no_run_behind(world, tmp_path, monkeypatch):
 def test_the_readme_names_the_scripts_that_resume():
     text = " ".join((ROOT / "README.md").read_text().split())
     (named,) = re.findall(r"Those that train \((.*?)\) also take `--resume true`", text)
-    scripts = [sft, reward_model, ppo, grpo, dpo, online_dpo, distill, generate, evaluate, quickstart]
+    scripts = [sft, reward_model, ppo, grpo, dpo, online_dpo, nash_md, distill, generate, evaluate, quickstart]
     assert re.findall(r"`(\w+)`", named) == [each.__name__ for each in scripts if hasattr(each.Experiment, "resume")]

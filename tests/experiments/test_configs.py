@@ -14,6 +14,7 @@ import evaluate
 import generate
 import grpo
 import label
+import nash_md
 import online_dpo
 import ppo
 import pytest
@@ -35,6 +36,7 @@ SCRIPTS = {
     "grpo": grpo,
     "distill": distill,
     "online": online_dpo,
+    "nash": nash_md,
 }
 
 
@@ -78,6 +80,7 @@ def fields(cls, prefix=""):
         distill,
         dpo,
         online_dpo,
+        nash_md,
         best_of_n,
         generate,
         evaluate,

@@ -12,11 +12,11 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.model import hf
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.objectives import distillation
-from rlhf_jax.runs import checkpoint, config, log, settings
+from rlhf_jax.runs import settings
 from rlhf_jax.runs.ppo_settings import Reward
 from rlhf_jax.types import Sampling
+from tests.experiments import alike
 from tests.experiments.conftest import PROMPT, RESPONSE, draw, finish, lines, model_config, optimised, write
-from tests.experiments.test_resume import Killed, written
 
 
 @pytest.fixture(scope="module")
@@ -56,35 +56,17 @@ def whole(world, teacher, compilations, tmp_path_factory):
 def test_the_run_folder_is_that_of_any_run(world, whole):
     rows = whole.metrics
     own = [row["distill/own"] for row in rows]
-    assert len(rows) == 4 and 0 < sum(own) < 4, "the seed was chosen so that both kinds occur"
+    alike.folder_is_whole(whole, iterations=4, shown=2, drawn="distill/loss")
+    assert 0 < sum(own) < 4, "the seed was chosen so that both kinds occur"
     assert [("own/length" in row) for row in rows] == [bool(x) for x in own]
-    assert all(np.isfinite(list(row.values())).all() for row in rows)
-    assert config.parse(distill.Experiment, ["--config", str(whole.out / "config.yaml")]) == whole.cfg
-    shown = lines(whole.out / "samples.jsonl")
-    assert len(shown) == 4 and not any("score" in row for row in shown), "there is no reward"
-    assert "distill/loss" in (whole.out / "report.html").read_text()
+    assert not any("score" in row for row in lines(whole.out / "samples.jsonl")), "there is no reward"
     assert whole.result["compilations"] == {"update": 1, "generate": 2}
-    start, end = hf.load(world.model)[1], hf.load(whole.result["folder"])[1]
-    assert not any(np.array_equal(start[name], end[name]) for name in start)
+    alike.every_array_moved(world.model, whole.result["folder"])
 
 
 @pytest.mark.long
-def test_killed_and_resumed_it_ends_with_the_same_bytes(whole, monkeypatch, tmp_path):
-    cfg, keep = dataclasses.replace(whole.cfg, out=str(tmp_path / "run")), log.Run.log
-
-    def log_and_die(run, iteration, metrics):
-        keep(run, iteration, metrics)
-        if iteration == 3 and not cfg.resume:
-            raise Killed
-
-    monkeypatch.setattr(log.Run, "log", log_and_die)
-    with pytest.raises(Killed):
-        distill.main(cfg)
-    assert checkpoint.latest(tmp_path / "run" / "checkpoints") == 3
-    cfg = dataclasses.replace(cfg, resume=True)
-    distill.main(cfg)
-    files = ("samples.jsonl", "model/model.safetensors", "model/config.json")
-    assert written(cfg.out, *files) == written(whole.cfg.out, *files)
+def test_killed_and_resumed_it_ends_with_the_same_bytes(whole, tmp_path):
+    alike.resumes_to_the_same_bytes(distill.main, whole, tmp_path / "run", after=3, saved=3, names=alike.ALIGNED)
 
 
 @pytest.mark.long

@@ -6,11 +6,12 @@ import dpo
 import numpy as np
 import pytest
 
-from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import formats
 from rlhf_jax.model import hf
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.runs import config
+from tests.experiments import alike
+from tests.experiments.alike import refused
 from tests.experiments.conftest import ADAM, TEXT, facts, lines, message, write
 
 OWN = '''
@@ -40,13 +41,6 @@ def _no_report():
         yield
 
 
-def refused(action, *words):
-    with pytest.raises(UserError) as caught:
-        action()
-    text = str(caught.value)
-    assert "\n" not in text and all(word in text for word in words), text
-
-
 @pytest.fixture(scope="module")
 def thumbs(world):
     """TRL's unpaired form: right answers with a thumb up, wrong ones with one down."""
@@ -58,13 +52,16 @@ def thumbs(world):
 
 
 def test_it_fits_pairs_and_the_model_it_saves_prefers_what_people_do(world, tmp_path, capsys):
-    result = dpo.main(experiment(world, tmp_path / "run", epochs=7.0))
+    """The world's other answer is mostly "pup", "fish" or "by the river": the few animals of which these are true (a young mouse,
+    a young robin) are learnt last, against all others, and until the 12th epoch one of them costs its batch an eighth."""
+    result = dpo.main(experiment(world, tmp_path / "run", epochs=15.0))
     said = capsys.readouterr().out
     assert "0 whole, 0 by 13 words" in said and "judged by: synthetic" in said and "pairs to learn" in said
     rows = [row for row in lines(tmp_path / "run" / "metrics.jsonl") if "preference/loss" in row]
     assert rows[0]["preference/loss"] == pytest.approx(np.log(2), abs=1e-3), "policy and reference begin as one"
-    assert np.mean([row["preference/loss"] for row in rows[-8:]]) < 0.3
-    assert np.mean([row["preference/accuracy"] for row in rows[-8:]]) > 0.9
+    assert len(rows) == 56, "30 pairs: the last 4 steps saw each of them"
+    assert max(row["preference/loss"] for row in rows[-4:]) < 0.3
+    assert min(row["preference/accuracy"] for row in rows[-4:]) > 0.95
     assert rows[-1]["preference/margin"] == pytest.approx(
         rows[-1]["preference/chosen_reward"] - rows[-1]["preference/rejected_reward"], abs=1e-4
     )
@@ -136,27 +133,13 @@ def test_computed_once_or_at_each_step_the_reference_is_the_same(world, tmp_path
 
 @pytest.mark.long
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_a_reference_that_moves_survives_a_resume_bit_for_bit(world, tmp_path, monkeypatch, share):
+def test_a_reference_that_moves_survives_a_resume_bit_for_bit(world, tmp_path, share):
     changes = {"epochs": 2.0, "save_every": 3, "reference_every": 2, "reference_share": share}
     whole = dpo.main(experiment(world, tmp_path / "whole", **changes))
     metrics = lines(tmp_path / "whole" / "metrics.jsonl")
     plain = dpo.main(experiment(world, tmp_path / "plain", **changes | {"reference_every": 0}))
 
-    class Stopped(Exception):
-        """Stands for a kill."""
-
-    written, count = dpo.log.Run.log, [0]
-
-    def stop(self, iteration, row):
-        count[0] += 1
-        if count[0] > 5:
-            raise Stopped
-        written(self, iteration, row)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(dpo.log.Run, "log", stop)
-        dpo.main(experiment(world, tmp_path / "killed", **changes))
-    again = dpo.main(experiment(world, tmp_path / "killed", **changes, resume=True))
+    again = alike.killed_and_resumed(dpo.main, experiment(world, tmp_path / "killed", **changes), after=4, saved=3)
     first, second, other = (hf.load(each["folder"])[1] for each in (whole, again, plain))
     assert all(np.array_equal(first[path], second[path]) for path in first)
     assert lines(tmp_path / "killed" / "metrics.jsonl") == metrics

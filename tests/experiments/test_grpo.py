@@ -15,12 +15,12 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.model import hf
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.objectives import group_advantages, kl, policy_zoo
-from rlhf_jax.runs import checkpoint, config, log, settings
+from rlhf_jax.runs import settings
 from rlhf_jax.runs.grpo_settings import GRPO
 from rlhf_jax.runs.ppo_settings import Reward
 from rlhf_jax.types import Samples, Sampling
+from tests.experiments import alike
 from tests.experiments.conftest import PROMPT, RESPONSE, finish, lines, mixed, optimised
-from tests.experiments.test_resume import Killed, written
 
 
 def experiment(world, out, rewards=None, grpo_settings=None, **changes):
@@ -51,37 +51,19 @@ def whole(world, compilations, tmp_path_factory):
 
 def test_the_run_folder_is_that_of_any_run(world, whole):
     rows = whole.metrics
-    assert [row["iteration"] for row in rows] == [0, 1, 2]
-    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    alike.folder_is_whole(whole, iterations=3, shown=2, drawn="group/flat")
     assert [row["policy/first_ratio_deviation"] for row in rows] == [0.0, 0.0, 0.0]
     assert not [name for name in rows[0] if name.startswith("value/")], "there is no critic"
     assert rows[0]["rollout/kl"] == 0 != rows[1]["rollout/kl"] and rows[0]["group/score_std"] > 0
-    assert config.parse(grpo.Experiment, ["--config", str(whole.out / "config.yaml")]) == whole.cfg
-    assert len(lines(whole.out / "samples.jsonl")) == 4 and "group/flat" in (whole.out / "report.html").read_text()
     assert whole.result["compilations"] == {"update": 1, "policy": 1, "generate": 2}
     assert whole.compiled[0] == whole.compiled[1], "something was compiled after the first iteration"
-    start, end = hf.load(world.model)[1], hf.load(whole.result["folder"])[1]
-    assert not any(np.array_equal(start[name], end[name]) for name in start)
+    alike.every_array_moved(world.model, whole.result["folder"])
 
 
 @pytest.mark.long
-def test_killed_and_resumed_it_ends_with_the_same_bytes(whole, monkeypatch, tmp_path):
+def test_killed_and_resumed_it_ends_with_the_same_bytes(whole, tmp_path):
     """Killed in the third iteration, with a checkpoint of two: policy, optimizer and the reference that moved come back."""
-    cfg, keep = dataclasses.replace(whole.cfg, out=str(tmp_path / "run")), log.Run.log
-
-    def log_and_die(run, iteration, metrics):
-        keep(run, iteration, metrics)
-        if iteration == 2 and not cfg.resume:
-            raise Killed
-
-    monkeypatch.setattr(log.Run, "log", log_and_die)
-    with pytest.raises(Killed):
-        grpo.main(cfg)
-    assert checkpoint.latest(tmp_path / "run" / "checkpoints") == 2
-    cfg = dataclasses.replace(cfg, resume=True)
-    grpo.main(cfg)
-    files = ("samples.jsonl", "model/model.safetensors", "model/config.json")
-    assert written(cfg.out, *files) == written(whole.cfg.out, *files)
+    alike.resumes_to_the_same_bytes(grpo.main, whole, tmp_path / "run", after=2, saved=2, names=alike.ALIGNED)
 
 
 ALGORITHMS = [

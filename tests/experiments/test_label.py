@@ -135,7 +135,7 @@ def test_responses_are_those_of_generate(world, sampled, tmp_path):
     assert json.loads(made[0]["generation"])["temperature"] == 0.9 and json.loads(made[0]["generation"])["seed"] == 3
 
 
-def test_only_new_prompts_are_sampled(world, sampled, tmp_path, monkeypatch):
+def test_only_new_prompts_are_sampled(world, sampled, tmp_path, monkeypatch, capsys):
     few = write(tmp_path / "few.jsonl", lines(world.prompts)[:2])
     fill(replace(sampled, first=2))
     before, items = lines(f"{sampled.db}.responses.jsonl"), stored(sampled)
@@ -150,11 +150,19 @@ def test_only_new_prompts_are_sampled(world, sampled, tmp_path, monkeypatch):
     assert asked == [], "nothing to sample, so no model is loaded either"
     assert lines(f"{sampled.db}.responses.jsonl") == before
     more = write(tmp_path / "more.jsonl", lines(world.prompts)[:4] + lines(world.prompts)[:1])
-    fill(replace(sampled, prompts=more))
+    capsys.readouterr()
+    found = fill(replace(sampled, prompts=more))
+    told = capsys.readouterr().out
+    assert "others, which stay" not in told, "those of the first file are among them"
+    assert f"({found['items'] - len(items)} new, {len(items)} there before)" in told
     assert asked == [2]
     after = lines(f"{sampled.db}.responses.jsonl")
     assert after[:2] == before and len(after) == 4
     assert stored(sampled)[: len(items)] == items
+    another = write(tmp_path / "another.jsonl", lines(world.prompts)[3:5])
+    fill(replace(sampled, prompts=another))
+    told = capsys.readouterr().out
+    assert "to 1 of these 2 prompts, and to 3 others, which stay and are asked about too" in told and asked == [2, 1]
 
 
 def test_a_prompt_too_long_is_not_tried_again(world, sampled, tmp_path, capsys):
@@ -590,6 +598,38 @@ def test_files_that_hold_nothing(cfg, tmp_path):
         label.main(replace(cfg, export=str(tmp_path / "none" / "out.jsonl")))
     with pytest.raises(UserError, match="name a new file"):
         label.main(replace(cfg, export=cfg.db))
+
+
+def test_what_is_missing_is_told_before_anything_is_sampled(sampled, tmp_path, monkeypatch):
+    monkeypatch.setattr(label_parts, "sample", lambda *_, **__: pytest.fail("it sampled"))
+    with closing(server_run.bind("127.0.0.1", 0)) as taken:
+        with pytest.raises(UserError, match="in use; choose another port"):
+            label.main(replace(sampled, port=taken.getsockname()[1]))
+    for name in ("guidelines", "gold", "groups"):
+        with pytest.raises(UserError, match=f"there is no {tmp_path}/{name}.file"):
+            label.main(replace(sampled, **{name: f"{tmp_path}/{name}.file"}))
+    assert not Path(sampled.db).exists()
+
+
+def test_items_from_before_are_told(cfg, monkeypatch, tmp_path, capsys):
+    session(monkeypatch, lambda client, told: None)["links"] = Path(f"{cfg.db}.links.json")
+    label.main(cfg)
+    assert "2 items of kind pair; left out" in capsys.readouterr().out
+    other = write(tmp_path / "other.jsonl", [{"prompt": "Who?", "responses": ["Ann", "the otter"]}])
+    label.main(replace(cfg, responses=other))
+    told = capsys.readouterr().out
+    assert "1 items of kind pair (1 new, 0 there before)" in told
+    assert f"{cfg.db} holds 2 more from before, which are asked about too" in told
+    label.main(cfg)
+    assert "2 items of kind pair (0 new, 2 there before)" in capsys.readouterr().out
+
+
+def test_an_export_of_nothing_says_what_to_do(cfg, tmp_path):
+    fill(cfg)
+    with pytest.raises(
+        UserError, match="nobody has judged anything yet: open a link of the page, judge, and export again"
+    ):
+        label.main(replace(cfg, export=str(tmp_path / "out.jsonl")))
 
 
 def test_axes_of_a_rating_reach_the_page(cfg):

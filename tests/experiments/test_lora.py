@@ -17,8 +17,9 @@ from rlhf_jax.algorithms import rollout
 from rlhf_jax.errors import UserError
 from rlhf_jax.model import heads, hf, lora, peft, transformer
 from rlhf_jax.model.lora import Lora
-from rlhf_jax.runs import log, models
+from rlhf_jax.runs import models
 from rlhf_jax.runs.ppo_settings import Reward
+from tests.experiments import alike
 from tests.experiments.conftest import lines, optimised
 
 SETTINGS = Lora(rank=2, alpha=6.0, targets="q,v,down")
@@ -188,33 +189,16 @@ def test_while_the_critic_warms_up_only_the_head_of_a_shared_trunk_learns(world,
     assert np.abs(seen.states[-1]["value"]["value"]).max() > 0
 
 
-class Killed(Exception):
-    """What a kill looks like from within the process."""
-
-
 @pytest.mark.parametrize("name", ["sft", pytest.param("ppo", marks=pytest.mark.long)])
-def test_a_run_with_an_adapter_resumes_to_the_same_bytes(world, tmp_path, monkeypatch, name):
+def test_a_run_with_an_adapter_resumes_to_the_same_bytes(world, tmp_path, name):
     if name == "ppo":
         small = world.settings(reference_every=2)
         main, cfg = ppo.main, world.ppo(tmp_path / "whole", iterations=3, save_every=1, lora=SETTINGS, ppo=small)
     else:
         main, cfg = sft.main, world.sft(tmp_path / "whole", epochs=1.0, save_every=1, lora=SETTINGS)
     main(cfg)
-    keep = log.Run.log
-
-    def log_and_die(run, iteration, metrics):
-        keep(run, iteration, metrics)
-        if iteration == 2 and not again.resume:
-            raise Killed
-
-    monkeypatch.setattr(log.Run, "log", log_and_die)
-    again = dataclasses.replace(cfg, out=str(tmp_path / "run"))
-    with pytest.raises(Killed):
-        main(again)
-    again = dataclasses.replace(again, resume=True)
-    main(again)
-    for file in ("metrics.jsonl", "model/adapter_model.safetensors", "model/adapter_config.json"):
-        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+    alike.killed_and_resumed(main, dataclasses.replace(cfg, out=str(tmp_path / "run")), after=2, saved=2)
+    alike.same_bytes(tmp_path / "run", tmp_path / "whole", alike.ADAPTED)
 
 
 def test_an_adapter_goes_on_as_it_was_or_not_at_all(world, tuned, tmp_path):

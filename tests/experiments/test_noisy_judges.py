@@ -91,6 +91,7 @@ def test_the_tables_hold_every_seed_and_its_paired_gain(tmp_path, capsys):
         for row in table.values():
             assert row["gain"] == intervals.paired(np.subtract(row["accuracy"], table[arms[0]]["accuracy"]))
     said = capsys.readouterr().out
+    assert said.startswith("2 seeds, one after another: ") and "a minute or so each" in said.splitlines()[0]
     assert "made up" in said and all(name in said for name in (*noisy_judges.ARMS, *noisy_judges.STRATEGIES))
     again = noisy_judges.main(dataclasses.replace(cfg, seeds=1, seed=8))
     assert again["reliability"]["Crowd-BT"]["accuracy"] == result["reliability"]["Crowd-BT"]["accuracy"][1:]

@@ -17,8 +17,9 @@ from rlhf_jax.model import hf, lora, peft, quantised
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.runs import dry_run, models, session, settings
 from rlhf_jax.runs.ppo_settings import Reward
+from tests.experiments import alike
 from tests.experiments.conftest import lines
-from tests.experiments.test_lora import Killed, log, watched
+from tests.experiments.test_lora import watched
 from tests.real_models import CONFIGS, LLAMA, PARAMETERS
 
 SETTINGS = Lora(rank=2, alpha=6.0, targets="q,v,down")
@@ -108,24 +109,11 @@ def test_fine_tuning_on_few_bits_learns_as_on_floats(world, tmp_path):
 
 @pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.long)])
 @pytest.mark.long
-def test_a_run_on_a_quantised_base_resumes_to_the_same_bytes(world, tmp_path, monkeypatch, kind):
+def test_a_run_on_a_quantised_base_resumes_to_the_same_bytes(world, tmp_path, kind):
     cfg = world.sft(tmp_path / "whole", epochs=1.0, save_every=1, lora=SETTINGS, compute=held(kind))
     sft.main(cfg)
-    keep = log.Run.log
-
-    def log_and_die(run, iteration, metrics):
-        keep(run, iteration, metrics)
-        if iteration == 2 and not again.resume:
-            raise Killed
-
-    monkeypatch.setattr(log.Run, "log", log_and_die)
-    again = dataclasses.replace(cfg, out=str(tmp_path / "run"))
-    with pytest.raises(Killed):
-        sft.main(again)
-    again = dataclasses.replace(again, resume=True)
-    sft.main(again)
-    for file in ("metrics.jsonl", "model/adapter_model.safetensors", "model/adapter_config.json"):
-        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
+    alike.killed_and_resumed(sft.main, dataclasses.replace(cfg, out=str(tmp_path / "run")), after=2, saved=2)
+    alike.same_bytes(tmp_path / "run", tmp_path / "whole", alike.ADAPTED)
 
 
 def test_a_whole_model_is_not_trained_on_a_quantised_base(world, tmp_path):

@@ -14,25 +14,14 @@ import reward_model
 import sft
 from safetensors.numpy import load_file, save_file
 
-from rlhf_jax.errors import UserError
 from rlhf_jax.model import hf
 from rlhf_jax.playground import tokenizer
 from rlhf_jax.runs import config
 from rlhf_jax.runs.ppo_settings import Reward
 from rlhf_jax.types import Sampling
+from tests.experiments.alike import refused
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-def refused(action, *words):
-    """The one-line message of the UserError that the action raises; every word must be in it."""
-    with pytest.raises(UserError) as caught:
-        action()
-    text = str(caught.value)
-    assert "\n" not in text
-    for word in words:
-        assert word in text, f"{word!r} is not in: {text}"
-    return text
 
 
 def arguments(world, out, *more):

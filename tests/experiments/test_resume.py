@@ -1,53 +1,24 @@
 """A run that is stopped or killed and started again ends with the same bytes as one that never was."""
 
-import dataclasses
 import signal
 import time
-from pathlib import Path
 
 import pytest
 import reward_model
 import sft
 
-from rlhf_jax.runs import checkpoint, config, log
+from rlhf_jax.runs import checkpoint, config
 from rlhf_jax.runs.ppo_settings import Reward
+from tests.experiments import alike
 from tests.experiments.conftest import lines
 
 
-def written(folder, *names):
-    return {name: (Path(folder) / name).read_bytes() for name in ("metrics.jsonl", *names)}
-
-
-class Killed(Exception):
-    """What a kill looks like from within the process: nothing after it runs."""
-
-
 @pytest.mark.parametrize("name", ["sft", pytest.param("reward_model", marks=pytest.mark.long)])
-def test_resumed_training_ends_with_the_same_bytes(request, monkeypatch, tmp_path, name):
+def test_resumed_training_ends_with_the_same_bytes(request, tmp_path, name):
     """Killed after step 6, with a checkpoint of 4: step 5 and 6 are cut from the log and done again."""
     whole = request.getfixturevalue({"sft": "sft_run", "reward_model": "reward_run"}[name])
     main = {"sft": sft, "reward_model": reward_model}[name].main
-    cfg = dataclasses.replace(whole.cfg, out=str(tmp_path / "run"))
-    keep = log.Run.log
-    seen = []
-
-    def log_and_die(run, iteration, metrics):
-        keep(run, iteration, metrics)
-        seen.append(iteration)
-        if iteration == 6 and not cfg.resume:
-            raise Killed
-
-    monkeypatch.setattr(log.Run, "log", log_and_die)
-    with pytest.raises(Killed):
-        main(cfg)
-    assert checkpoint.latest(tmp_path / "run" / "checkpoints") == 4
-    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 7
-    seen.clear()
-    cfg = dataclasses.replace(cfg, resume=True)
-    main(cfg)
-    assert seen[0] == 4, "it goes on from the checkpoint"
-    files = ("model/model.safetensors", "model/config.json", "model/tokenizer.json")
-    assert written(cfg.out, *files) == written(whole.cfg.out, *files)
+    alike.resumes_to_the_same_bytes(main, whole, tmp_path / "run", after=6, saved=4, names=alike.TRAINED)
 
 
 def wait_for(process, path, count):
@@ -100,7 +71,6 @@ def test_ppo_stopped_and_killed_ends_with_the_same_bytes(world, start, tmp_path)
     last = start("ppo", *again)
     outputs = [process.communicate() for process in (whole, last)]
     assert (whole.returncode, last.returncode) == (0, 0), outputs
-    files = ("samples.jsonl", "model/model.safetensors", "model/config.json")
-    assert written(tmp_path / "run", *files) == written(tmp_path / "whole", *files)
+    alike.same_bytes(tmp_path / "run", tmp_path / "whole", alike.ALIGNED)
     assert len({row["kl/coef"] for row in lines(path)}) > 12, "the coefficient must have adapted all along"
     assert len(lines(path)) == 24

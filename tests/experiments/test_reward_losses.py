@@ -17,16 +17,11 @@ from rlhf_jax.model.hf import config as hf_config
 from rlhf_jax.runs import config, dry_run
 from rlhf_jax.runs.ppo_settings import Reward
 from rlhf_jax.runs.reward_settings import Judging
+from tests.experiments import alike
+from tests.experiments.alike import refused
 from tests.experiments.conftest import TEXT, facts, lines, message, write
 
 QUICK = {"epochs": 0.5, "held_out": 0.3}
-
-
-def refused(action, *words):
-    with pytest.raises(UserError) as caught:
-        action()
-    text = str(caught.value)
-    assert "\n" not in text and all(word in text for word in words), text
 
 
 def answers():
@@ -74,9 +69,12 @@ def _no_report():
         yield
 
 
+def experiment(world, out, file, **changes):
+    return dataclasses.replace(world.reward_model(out, **QUICK | changes), comparisons=file)
+
+
 def run(world, out, file, **changes):
-    cfg = dataclasses.replace(world.reward_model(out, **QUICK | changes), comparisons=file)
-    return reward_model.main(cfg)
+    return reward_model.main(experiment(world, out, file, **changes))
 
 
 LOSSES = [
@@ -150,27 +148,14 @@ def test_a_tie_parameter_that_is_held_stays(world, judged, tmp_path):
     assert fixed["judging"]["nu"] == {"": pytest.approx(0.3)}
 
 
-def test_what_is_learnt_beside_the_model_survives_a_resume_bit_for_bit(world, judged, tmp_path, monkeypatch):
+def test_what_is_learnt_beside_the_model_survives_a_resume_bit_for_bit(world, judged, tmp_path):
     changes = {"loss": "crowd_bt", "judgements": "each", "epochs": 0.6, "save_every": 3}
     whole = run(world, tmp_path / "whole", judged["comparisons"], **changes)
     steps = len(lines(tmp_path / "whole" / "metrics.jsonl")) - 1
     assert steps > 5
 
-    class Stopped(Exception):
-        """Stands for a kill."""
-
-    written, count = reward_model.log.Run.log, [0]
-
-    def stop(self, iteration, metrics):
-        count[0] += 1
-        if count[0] > 5:
-            raise Stopped
-        written(self, iteration, metrics)
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(reward_model.log.Run, "log", stop)
-        run(world, tmp_path / "killed", judged["comparisons"], **changes)
-    again = run(world, tmp_path / "killed", judged["comparisons"], resume=True, **changes)
+    cfg = experiment(world, tmp_path / "killed", judged["comparisons"], **changes)
+    again = alike.killed_and_resumed(reward_model.main, cfg, after=4, saved=3)
     assert again["judging"] == whole["judging"]
     first, second = (hf.load(each["folder"])[1] for each in (whole, again))
     assert all(np.array_equal(first[path], second[path]) for path in first)

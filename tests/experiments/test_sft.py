@@ -1,5 +1,7 @@
 """sft.py end to end, and what it learns from: completions, one EOS, no second BOS."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import sft
@@ -8,7 +10,7 @@ from rlhf_jax.feedback import formats, records
 from rlhf_jax.model import hf
 from rlhf_jax.runs import checkpoint, config, data
 from rlhf_jax.types import Demonstrations
-from tests.experiments.conftest import TEXT, lines, optimised
+from tests.experiments.conftest import ANIMALS, TEXT, lines, message, optimised, write
 from tests.model import decoder_oracle as oracle
 
 QUESTION, ANSWER = "What does the otter eat?", "The otter eats fish."
@@ -128,6 +130,39 @@ def test_the_held_out_loss_counts_tokens_not_batches():
         return 3.0 if batch.loss_mask.sum() == 1 else 1.0
 
     assert sft.held_out_loss(evaluate, {}, rows, 2) == pytest.approx((9 * 1.0 + 1 * 3.0) / 10)
+
+
+@pytest.mark.parametrize(("leaks", "kept"), [("drop", False), ("keep", True)])
+def test_held_out_prompts_that_training_shares_are_left_out(world, tmp_path, monkeypatch, capsys, leaks, kept):
+    """Words in a row, as a reworded prompt has them: what is held out is evaluated without it, unless it is told to stay."""
+    long = "Tell me in a few words what you know of the animal that everybody in this town calls the {}, please"
+    rows = [
+        {"prompt": message("user", long.format(who)), "completion": message("assistant", "It eats.")} for who in ANIMALS
+    ]
+    path = write(tmp_path / "rows.jsonl", lines(world.demonstrations) + rows)
+    seen = []
+
+    class Seen(Exception):
+        """Both parts were handed on; what is learnt of them is another test's."""
+
+    def encode(part, encoded=data.encode_demonstrations, **settings):
+        seen.append(len(part))
+        if len(seen) == 2:
+            raise Seen
+        return encoded(part, **settings)
+
+    monkeypatch.setattr(data, "encode_demonstrations", encode)
+    found, _ = formats.load_demonstrations(path)
+    learnt, held = records.split_by_prompt(found, 0.4, seed=0)
+    shared = sum("Tell me" in each.prompt[0]["content"] for each in held)
+    assert 0 < shared < len(held) and any("Tell me" in each.prompt[0]["content"] for each in learnt)
+    small = {"window": 40, "held_out": 0.4, "leaks": leaks}
+    with pytest.raises(Seen):
+        sft.main(dataclasses.replace(world.sft(tmp_path / "run", **small), demonstrations=path))
+    assert seen == [len(learnt), len(held) - (0 if kept else shared)]
+    told = capsys.readouterr().out
+    assert f"held out: {shared} of {len(held)} evaluation records" in told
+    assert f"They are {'kept' if kept else 'left out'}" in told
 
 
 def test_every_step_sees_the_next_rows(world, tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def test_sft_learns_up_to_the_policys_stop(world, model, tmp_path, monkeypatch):
     folder, end = model
     rows = []
 
-    def seen(found, tokenizer, what):
+    def seen(found, tokenizer, what, texts):
         rows.extend(found)
         raise Seen
 
@@ -60,7 +60,7 @@ def test_a_reward_model_is_trained_and_normalised_on_texts_up_to_the_policys_sto
 
     reward_parts_reference = reward_model.reference_responses
     for module in (data, judged_rows):
-        monkeypatch.setattr(module, "check_known", lambda found, tokenizer, what: rows.extend(found))
+        monkeypatch.setattr(module, "check_known", lambda found, tokenizer, what, texts: rows.extend(found))
     monkeypatch.setattr(reward_model, "reference_responses", reference)
     asked = message("user", "What does the otter eat?")
     responses = [{"prompt": asked, "responses": ["The otter eats fish. The seal"]}]

@@ -285,7 +285,9 @@ def test_a_form_without_ratings_says_so(load):
 def test_a_licence_can_be_given(load):
     found, report = load(PANDALM, licence="CC0")
     assert report.licence == "CC0" and found[0].meta["provenance"]["licence"] == "CC0"
-    assert "(pandalm, Apache-2.0)" in load(PANDALM)[1].text() and "(auto_j)" in load(AUTO_J)[1].text()
+    assert "(pandalm; licence CC0)" in report.text(), "the file's own"
+    assert "(pandalm; the set published in this form is under Apache-2.0)" in load(PANDALM)[1].text()
+    assert "(auto_j)" in load(AUTO_J)[1].text() and "(pandalm)" in load(PANDALM, licence="")[1].text()
 
 
 def test_ultrafeedback_in_comparisons(load):

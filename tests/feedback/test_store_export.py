@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -186,8 +187,16 @@ class TestFiles:
         assert manifest["left_out"] == {"rating": 4} and manifest["records"] == 4
 
     def test_nothing_to_export_writes_nothing(self, con, tmp_path):
-        with pytest.raises(UserError, match="nothing is written"):
+        with pytest.raises(UserError, match=r"none of the 6 judgements counts \(round 6\); nothing is written"):
             export(con, tmp_path / "out.jsonl", which=Which(rounds=[99]))
+        for form in ("raw", "trl_explicit"):
+            with (
+                closing(open_store(tmp_path / f"{form}.sqlite")) as empty,
+                pytest.raises(
+                    UserError, match="nobody has judged anything yet: open a link .* export again; nothing is"
+                ),
+            ):
+                export(empty, tmp_path / "out.jsonl", form)
         assert not (tmp_path / "out.jsonl").exists()
         assert con.execute("SELECT count(*) FROM export").fetchone()[0] == 0
 

@@ -210,6 +210,11 @@ def test_csv_fields_may_be_longer_than_the_module_allows_by_itself(write):
         ("a.jsonl.gz", b"\x1f\x8b" + b"\x00" * 40, "truncated or damaged gzip"),
         ("a.csv", b"a,a\n1,2\n", "name each column once"),
         ("a.parquet", b"PAR1", "cannot tell what kind of file"),
+        (
+            "a.txt",
+            b"Why is the sky blue?\n",
+            r'JSON array .*with a header .*; a prompt is the line {"prompt": "Why\?"}',
+        ),
     ],
 )
 def test_files_that_cannot_be_read_are_refused(write, name, content, words):

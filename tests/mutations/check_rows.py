@@ -1,16 +1,11 @@
 """Mistakes in what is checked before a run: seen by nobody until a run is lost, or has learnt from the wrong tokens."""
 
-from tests.mutations.mutation import Mutation
+from tests.mutations.mutation import Mutation, rows
 
 FIRST, PARTS = "tests/experiments/test_checks_first.py", "tests/runs/test_config_parts.py"
 SAVING, LOG = "tests/model/test_hf_saving.py", "tests/runs/test_log.py"
 
-
-def row(id: str, file: str, find: str, replace: str, tests: str, reason: str) -> Mutation:
-    """`tests` is "FILE name …"."""
-    path, *names = tests.split()
-    return Mutation(f"check-{id}", 0, file, find, replace, tuple(f"{path}::{name}" for name in names), reason)
-
+row = rows("check")
 
 # fmt: off
 ROWS: tuple[Mutation, ...] = (

@@ -1,6 +1,6 @@
 """Mistakes in distillation, in packing, and in preferences learnt online."""
 
-from tests.mutations.mutation import Mutation
+from tests.mutations.mutation import Mutation, rows
 
 ORACLE, TEXTS, SCRIPT = (
     "tests/objectives/test_distillation.py",
@@ -10,12 +10,7 @@ ORACLE, TEXTS, SCRIPT = (
 PACKING, PACKED = "tests/runs/test_packing.py", "tests/experiments/test_packed_sft.py"
 ONLINE, LOOP = "tests/algorithms/test_online.py", "tests/experiments/test_online_dpo.py"
 
-
-def row(id: str, file: str, find: str, replace: str, tests: str, reason: str) -> Mutation:
-    """`tests` is "FILE name name …", the names below that file."""
-    path, *names = tests.split()
-    return Mutation(f"distill-{id}", 0, file, find, replace, tuple(f"{path}::test_{name}" for name in names), reason)
-
+row = rows("distill")
 
 LOSSES, DISTILL = "rlhf_jax/objectives/distillation.py", "rlhf_jax/algorithms/distill.py"
 PACK, DECODER = "rlhf_jax/runs/packing.py", "rlhf_jax/model/transformer.py"

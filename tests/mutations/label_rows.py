@@ -1,6 +1,6 @@
 """Mistakes at the labelling page and in what is put before people: a judgement that is not what somebody meant."""
 
-from tests.mutations.mutation import Mutation
+from tests.mutations.mutation import Mutation, rows
 
 PAGE = "rlhf_jax/feedback/server/page"
 KEYS, KEPT = "tests/browser/test_keyboard.py", "tests/browser/test_kept.py"
@@ -8,12 +8,7 @@ STRANGERS, LOOKS = "tests/browser/test_strangers.py", "tests/browser/test_looks.
 ROUNDS = "tests/experiments/test_rounds.py"
 SCRIPT, DIVERSE = "tests/experiments/test_label.py", "tests/feedback/test_diverse.py"
 
-
-def row(id: str, file: str, find: str, replace: str, tests: str, reason: str) -> Mutation:
-    """`tests` is "FILE name …"."""
-    path, *names = tests.split()
-    return Mutation(f"label-{id}", 0, file, find, replace, tuple(f"{path}::{name}" for name in names), reason)
-
+row = rows("label")
 
 # fmt: off
 ROWS: tuple[Mutation, ...] = (
@@ -74,7 +69,7 @@ ROWS: tuple[Mutation, ...] = (
     row("pairs-overlap", "experiments/label_parts.py", "range(0, len(candidates), size)",
         "range(0, len(candidates), max(size - 1, 1))",
         f"{SCRIPT} test_each_kept_response_is_in_one_item_and_the_rest_is_counted", "a response is judged in two pairs"),
-    row("sampled-again", "experiments/label_parts.py", "if prompt.prompt_id not in known}", "if prompt.prompt_id not in ()}",
+    row("sampled-again", "experiments/label_parts.py", "if key not in known]", "if key not in ()]",
         f"{SCRIPT} test_only_new_prompts_are_sampled", "each start samples all prompts once more"),
     row("gold-turned", "experiments/label_parts.py", '{"strength": -2}', '{"strength": 2}',
         f"{SCRIPT} test_gold_is_what_all_judges_say", "careful people fail the hidden items"),
@@ -84,7 +79,7 @@ ROWS: tuple[Mutation, ...] = (
         f"{SCRIPT} TestTokens::test_stay_the_same_and_are_only_in_a_file_of_their_owner", "others read everybody's tokens"),
     row("links-swapped", "experiments/label_parts.py", 'row is not None and row["name"] == name', "row is not None",
         f"{SCRIPT} TestTokens::test_of_somebody_else_are_not_taken", "two people judge under one name"),
-    row("open-to-all", "experiments/label.py", "every_interface=cfg.public", "every_interface=True",
+    row("open-to-all", "experiments/label_parts.py", "every_interface=cfg.public", "every_interface=True",
         f"{SCRIPT} test_other_machines_only_when_asked", "served to the whole network by a slip"),
     row("overlap-lost", "experiments/label_parts.py", "axes_of(cfg), cfg.overlap, source", "axes_of(cfg), 1, source",
         f"{SCRIPT} test_each_kept_response_is_in_one_item_and_the_rest_is_counted", "nobody judges what another one has judged"),

@@ -1,6 +1,6 @@
 """Mistakes with adapters: in the mathematics, in what is trained, in the reference, in the files."""
 
-from tests.mutations.mutation import Mutation
+from tests.mutations.mutation import Mutation, named
 
 MODEL, PEFT, SCRIPT = (
     f"tests/{name}" for name in ("model/test_lora.py", "model/test_peft.py", "experiments/test_lora.py")
@@ -9,10 +9,7 @@ MODEL, PEFT, SCRIPT = (
 
 def row(id: str, invariant: int, file: str, find: str, replace: str, tests: str, reason: str) -> Mutation:
     """`tests` is "FILE name name …", the names without their "test_"."""
-    path, *names = tests.split()
-    return Mutation(
-        f"lora-{id}", invariant, file, find, replace, tuple(f"{path}::test_{name}" for name in names), reason
-    )
+    return Mutation(f"lora-{id}", invariant, file, find, replace, named(tests), reason)
 
 
 ROWS: tuple[Mutation, ...] = (

@@ -1,6 +1,6 @@
 """Mistakes that were once made in reading models and conversations, and in what was reckoned of them."""
 
-from tests.mutations.mutation import Mutation
+from tests.mutations.mutation import Mutation, rows
 
 CHAT, STOPS, READING, DRY_RUN, PEFT = (
     f"tests/{name}.py"
@@ -13,12 +13,7 @@ CHAT, STOPS, READING, DRY_RUN, PEFT = (
     )
 )
 
-
-def row(id: str, file: str, find: str, replace: str, tests: str, reason: str) -> Mutation:
-    """`tests` is "FILE name name …", the names without their "test_"."""
-    path, *names = tests.split()
-    return Mutation(f"mended-{id}", 0, file, find, replace, tuple(f"{path}::test_{name}" for name in names), reason)
-
+row = rows("mended")
 
 ROWS: tuple[Mutation, ...] = (
     row(

@@ -278,7 +278,7 @@ ROWS: tuple[Mutation, ...] = (
         "the whole window is always decoded", "test_decoding_ends_with_the_last_running_row"),
     row("exit-with-the-first", 18, ENGINE, "~jnp.all(loop.done)", "~jnp.any(loop.done)", "the first EOS ends the batch",
         "test_invariant_18_the_sampler_says_how_a_row_stopped"),
-    row("decode-step-shifted", 43, ENGINE, "token, loop.step - 1, lengths, loop.cache", "token, loop.step, lengths, loop.cache",
+    row("decode-step-shifted", 43, ENGINE, "own, token, loop.step - 1, lengths, cache", "own, token, loop.step, lengths, cache",
         "the cache starts at slot 1", "test_invariant_04_the_sampler_and_the_trainer_agree"),
     row("ids-one-too-many", 41, ENGINE, "(prompts >= cfg.vocab_size)", "(prompts > cfg.vocab_size)",
         "the id one past the vocabulary passes", "test_invariant_41_ids_outside_the_vocabulary_are_refused_by_row"),
@@ -296,8 +296,8 @@ ROWS: tuple[Mutation, ...] = (
         "tests/generate/test_engine.py::test_one_program_serves_all_batches_of_a_shape"),
 
     # Programs
-    row("callback-in-generate", 0, ENGINE, "    layers = transformer.unstack(params, cfg)\n",
-        "    layers = transformer.unstack(params, cfg)\n    jax.debug.callback(lambda x: None, lengths)\n",
+    row("callback-in-generate", 0, ENGINE, "    caches = tuple(cache for _, cache in read)\n",
+        "    caches = tuple(cache for _, cache in read)\n    jax.debug.callback(lambda x: None, lengths)\n",
         "generation waits for the host", f"{EXPORT}::test_a_step_exports_for_an_accelerator"),
     row("callback-in-update", 0, "rlhf_jax/algorithms/update.py", "        keys = jax.random.split(key, epochs)\n",
         "        keys = jax.random.split(key, epochs)\n        jax.debug.callback(lambda x: None, state.step)\n",

@@ -1,6 +1,6 @@
 """Mistakes in the zoo of policy losses, in advantages without a critic, and in what puts them together."""
 
-from tests.mutations.mutation import Mutation
+from tests.mutations.mutation import Mutation, named
 
 ZOO, ADVANTAGES = "tests/objectives/test_policy_zoo.py", "tests/objectives/test_group_advantages.py"
 GROUP, DETAILS, SCRIPT = (
@@ -12,9 +12,8 @@ GROUP, DETAILS, SCRIPT = (
 
 def row(id: str, file: str, find: str, replace: str, tests: str, reason: str) -> Mutation:
     """`file` below rlhf_jax/ unless it is a script; `tests` is "FILE name name …", the names below that file."""
-    path, *names = tests.split()
     where = file if file.startswith("experiments/") else f"rlhf_jax/{file}"
-    return Mutation(f"zoo-{id}", 0, where, find, replace, tuple(f"{path}::test_{name}" for name in names), reason)
+    return Mutation(f"zoo-{id}", 0, where, find, replace, named(tests), reason)
 
 
 LOSSES, OF_GROUPS = "objectives/policy_zoo.py", "objectives/group_advantages.py"

@@ -1,6 +1,6 @@
 """Mistakes in preference optimisation: most still train, on something else than was asked for."""
 
-from tests.mutations.mutation import Mutation
+from tests.mutations.mutation import Mutation, rows
 
 LOSSES, OFFLINE = "tests/objectives/test_preference.py", "tests/algorithms/test_offline.py"
 SCRIPT, BEST = "tests/experiments/test_dpo.py", "tests/experiments/test_best_of_n.py"
@@ -8,12 +8,7 @@ LOOP, PUSH = "test_a_loss_equals_a_loop", "test_the_gradient_pushes_where_the_me
 PAIRS, FREE = "rlhf_jax/objectives/preference.py", "rlhf_jax/objectives/preference_free.py"
 ALONE, RUN = "rlhf_jax/objectives/preference_unpaired.py", "rlhf_jax/algorithms/offline.py"
 
-
-def row(id: str, file: str, find: str, replace: str, tests: str, reason: str) -> Mutation:
-    """`tests` is "FILE name …"."""
-    path, *names = tests.split()
-    return Mutation(f"preference-{id}", 0, file, find, replace, tuple(f"{path}::{name}" for name in names), reason)
-
+row = rows("preference")
 
 # fmt: off
 ROWS: tuple[Mutation, ...] = (

@@ -1,6 +1,6 @@
 """Mistakes in what a reward model learns from: ties, rankings, ratings, judges of unequal reliability, axes and their mix."""
 
-from tests.mutations.mutation import Mutation
+from tests.mutations.mutation import Mutation, rows
 
 LOSS, MODEL = "tests/objectives/test_reward_judged.py", "tests/algorithms/test_reward_judging.py"
 JUDGED, SCRIPT = "tests/runs/test_judged.py", "tests/experiments/test_reward_losses.py"
@@ -10,13 +10,7 @@ LEARN, PAIRS, ROWS_OF = "rlhf_jax/algorithms/reward_model.py", "rlhf_jax/runs/ju
 VOTED = "rlhf_jax/feedback/statistics/annotators.py"
 JUDGING, SCORES, PARTS = (f"experiments/{name}.py" for name in ("reward_judging", "reward_scores", "reward_parts"))
 
-
-def row(id: str, file: str, find: str, replace: str, tests: str, reason: str) -> Mutation:
-    """`tests` is "FILE name …", each without its test_; a name in a class is "Class::name"."""
-    path, *names = tests.split()
-    nodes = (name.replace("::", "::test_") if "::" in name else f"test_{name}" for name in names)
-    return Mutation(f"judging-{id}", 0, file, find, replace, tuple(f"{path}::{node}" for node in nodes), reason)
-
+row = rows("judging")
 
 ROWS: tuple[Mutation, ...] = (
     # --- losses ----------------------------------------------------------------------------------------------------------

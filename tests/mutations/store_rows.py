@@ -1,6 +1,6 @@
 """Mistakes that lose a judgement, give a place away twice, show a hidden item, or open the door to somebody else."""
 
-from tests.mutations.mutation import Mutation
+from tests.mutations.mutation import Mutation, named
 
 HERE = "rlhf_jax/feedback/"
 STORE, VERDICT, ASSIGN, EXPORT, SERVER, RUN, HTTP = (
@@ -11,8 +11,7 @@ STORE, VERDICT, ASSIGN, EXPORT, SERVER, RUN, HTTP = (
 
 def row(id: str, file: str, find: str, replace: str, tests: str, reason: str) -> Mutation:
     """`file` below feedback/; `tests` is "FILE name …"."""
-    path, *names = tests.split()
-    return Mutation(f"store-{id}", 0, f"{HERE}{file}", find, replace, tuple(f"{path}::{n}" for n in names), reason)
+    return Mutation(f"store-{id}", 0, f"{HERE}{file}", find, replace, named(tests), reason)
 
 
 ROWS: tuple[Mutation, ...] = (

@@ -298,11 +298,28 @@ def test_the_report_of_a_store_is_that_of_its_rows(tmp_path):
     rows = judged(con)
     found = label_report.of_store(con)
     given = sum("skip" not in r.verdict and r.gold is None for r in rows)
-    assert found == label_report.summary(rows, progress={"given": given, "wanted": 10}) and 0 < given < len(rows)
+    invited = [row["id"] for row in con.execute("SELECT id FROM annotator ORDER BY rowid")]
+    expected = label_report.summary(rows, progress={"given": given, "wanted": 10}, invited=invited)
+    assert found == expected and 0 < given < len(rows)
     assert label_report.page_of_store(con) == label_page.html(found)
     names = {a["annotator"] for a in label_report.of_store(con, names=True)["annotators"]}
     assert names == {"ann", "bob", "cy"} and names.isdisjoint(a["annotator"] for a in found["annotators"])
     assert found["source_kinds"]["synthetic"] == sum(r.source_kind == "synthetic" for r in rows) > 0
+    con.close()
+
+
+def test_who_has_not_judged_is_named_too(tmp_path):
+    con = filled(tmp_path / "s.sqlite")
+    assert label_report.of_store(con)["without_judgements"] == [] and "No judgement" not in label_report.page_of_store(
+        con
+    )
+    for name in ("d<i>", "eve"):
+        add_annotator(con, name)
+    found = label_report.of_store(con, names=True)
+    assert found["without_judgements"] == ["d<i>", "eve"] and len(found["annotators"]) == 3
+    assert "No judgement yet from d&lt;i&gt;, eve." in label_report.page_of_store(con, names=True)
+    hidden = label_report.of_store(con)["without_judgements"]
+    assert len(hidden) == 2 and not {"d<i>", "eve"} & set(hidden)
     con.close()
 
 

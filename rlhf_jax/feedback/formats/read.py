@@ -47,7 +47,10 @@ class Report:
 
     def text(self) -> str:
         """One paragraph to print."""
-        licence = f", {self.licence}" if self.licence else ""
+        usual = formats_known.FORMS[self.format].licence if self.format in formats_known.FORMS else ""
+        licence = f"; the set published in this form is under {usual}" if usual else ""
+        if self.licence != usual:
+            licence = f"; licence {self.licence}" if self.licence else ""
         parts = [
             f"{self.path} ({self.format}{licence}): {self.read} rows read, {self.kept} kept as {self.records} records."
         ]

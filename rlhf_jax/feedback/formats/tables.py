@@ -62,7 +62,10 @@ def kind_of(path: str | Path) -> str:
         return "array"
     if start == b"{" or name.endswith(".json") or not start:
         return "lines"
-    raise UserError(f"{path}: cannot tell what kind of file this is; name it .json, .jsonl or .csv (or each with .gz)")
+    raise UserError(
+        f"{path}: cannot tell what kind of file this is; rows are read from JSON lines (.jsonl), a JSON array (.json) or CSV "
+        'with a header (.csv), each also with .gz; a prompt is the line {"prompt": "Why?"}'
+    )
 
 
 def rows(path: str | Path, *, max_line: int = MAX_LINE, max_array: int = MAX_ARRAY) -> Iterator[Row]:

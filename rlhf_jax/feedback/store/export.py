@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax.errors import UserError
 from rlhf_jax.feedback.formats import write as formats_export
 from rlhf_jax.feedback.records import Comparison, Rating, as_messages
 from rlhf_jax.feedback.store import writing
@@ -75,13 +76,18 @@ def export(
     """Write the records in a form of `feedback.exports`, with a manifest beside them; returns the manifest.
 
     It is that of `formats.write`, with `which` and what it left out; its sha256, filter and number of rows are
-    also kept in the store. Raises UserError as that does: an unknown form, or no row left.
+    also kept in the store. Raises UserError as that does: an unknown form, or nothing to write.
     """
     which = which or Which()
     chosen, left = records(con, which, include_groups=include_groups)
     if form in COMPARISONS_ONLY:
         left += Counter(rating=sum(isinstance(record, Rating) for record in chosen))
         chosen = [record for record in chosen if isinstance(record, Comparison)]
+    if not chosen:
+        why = "nobody has judged anything yet: open a link of the page, judge, and export again"
+        if +left:
+            why = f"none of the {left.total()} judgements counts ({', '.join(f'{name} {n}' for name, n in (+left).items())})"
+        raise UserError(f"{path}: {why}; nothing is written")
     manifest = formats_export.write(path, chosen, form, include_groups=include_groups)
     manifest["which"] = asdict(which)
     manifest["left_out"] = {**+left, **manifest["left_out"]}

@@ -18,6 +18,7 @@ export function progress({ progress: { done, total, seconds_left: left } = {}, a
   bar.value = done;
   const time = done < total ? minutes(left) : "";
   byId("count").replaceChildren(el("b", {}, `${done} of ${total}`), ...(time ? [el("span", { class: "time" }, time)] : []));
+  byId("count").title = "as if you judged all that is left, and skipped nothing: others may take some of it";
   byId("who").textContent = annotator ?? "";
   document.title = `${done} of ${total} · Label`;
 }
