@@ -18,8 +18,8 @@ from rlhf_jax.algorithms.update import check_division, make_update, summarise
 from rlhf_jax.generate import engine
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.objectives import weights
-from rlhf_jax.runs import config, dry_run_distill, log, models, report, session, settings
-from rlhf_jax.runs.dry_run import show as show_plan
+from rlhf_jax.runs import config, log, models, report, session, settings
+from rlhf_jax.runs.dry_run import distill as dry_run
 from rlhf_jax.runs.ppo_settings import Reward
 from rlhf_jax.types import Sampling, TrainState, overlay
 
@@ -107,7 +107,7 @@ class Experiment:
 def main(cfg: Experiment) -> dict[str, Any]:
     """Run it; the last iteration's metrics, and under "folder" where the student lies."""
     if cfg.dry_run:
-        return show_plan(dry_run_distill.distill(cfg))
+        return dry_run.plan(cfg).show()
     divergence = build_divergence(cfg)
     mesh = settings.make_mesh(cfg.mesh, cfg.batch // cfg.microbatches)
     bases: models.Bases = {}

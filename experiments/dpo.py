@@ -22,8 +22,6 @@ from rlhf_jax.model.lora import Lora
 from rlhf_jax.runs import (
     config,
     data,
-    dry_run,
-    dry_run_offline,
     held_out,
     judged,
     log,
@@ -33,6 +31,7 @@ from rlhf_jax.runs import (
     settings,
     who_judged,
 )
+from rlhf_jax.runs.dry_run import dpo as dry_run
 from rlhf_jax.types import TrainState, overlay
 
 
@@ -140,7 +139,7 @@ def main(cfg: Experiment) -> dict[str, Any]:
         raise UserError(f"microbatches must be 1: {cfg.loss} compares rows of a batch with each other")
     if cfg.dry_run:
         texts = 2 if losses.kind == "pairs" or losses.mismatched else 1
-        return dry_run.show(dry_run_offline.dpo(cfg, losses.kind, texts, losses.reference))
+        return dry_run.plan(cfg, losses.kind, texts, losses.reference).show()
     size = cfg.batch // cfg.microbatches
     mesh = settings.make_mesh(cfg.mesh, size)
     opened, tokenizer = session.language_model(cfg.model, cfg.compute, mesh)

@@ -17,8 +17,8 @@ from rlhf_jax.algorithms.update import summarise
 from rlhf_jax.generate import engine
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.objectives import kl
-from rlhf_jax.runs import config, dry_run_grpo, log, models, report, session, settings
-from rlhf_jax.runs.dry_run import show as show_plan
+from rlhf_jax.runs import config, log, models, report, session, settings
+from rlhf_jax.runs.dry_run import grpo as dry_run
 from rlhf_jax.runs.grpo_settings import GRPO
 from rlhf_jax.runs.ppo_settings import Reward
 from rlhf_jax.types import Sampling, TrainState, overlay
@@ -92,7 +92,7 @@ class Experiment:
 def main(cfg: Experiment) -> dict[str, Any]:
     """Run it; the last iteration's metrics, and under "folder" where the aligned model lies."""
     if cfg.dry_run:
-        return show_plan(dry_run_grpo.grpo(cfg))
+        return dry_run.plan(cfg).show()
     advantage = build_advantage(cfg)
     # old and new log-probabilities by one forward of one shape, so that the first ratio is 1
     rows = cfg.rows // (cfg.grpo.minibatches * cfg.grpo.microbatches)

@@ -17,8 +17,8 @@ from rlhf_jax.algorithms.update import check_division, make_update, summarise
 from rlhf_jax.generate import engine
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.objectives import nash as objectives
-from rlhf_jax.runs import config, dry_run_nash, log, models, report, session, settings
-from rlhf_jax.runs.dry_run import show as show_plan
+from rlhf_jax.runs import config, log, models, report, session, settings
+from rlhf_jax.runs.dry_run import nash_md as dry_run
 from rlhf_jax.runs.ppo_settings import Reward
 from rlhf_jax.types import Sampling, TrainState, overlay
 
@@ -107,7 +107,7 @@ def main(cfg: Experiment) -> dict[str, Any]:
     """Run it; the last iteration's metrics, and under "folder" where the aligned model lies."""
     objective = bound(named(cfg.loss, "loss", objectives, objectives.LOSSES), cfg, ("beta",))
     if cfg.dry_run:
-        return show_plan(dry_run_nash.nash(cfg))
+        return dry_run.plan(cfg).show()
     rows = cfg.prompts_per_iteration // (cfg.minibatches * cfg.microbatches)
     mesh = settings.make_mesh(cfg.mesh, rows)
     bases: models.Bases = {}

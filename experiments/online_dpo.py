@@ -18,8 +18,8 @@ from rlhf_jax.algorithms import offline, online, rollout
 from rlhf_jax.algorithms.update import check_division, make_update, summarise
 from rlhf_jax.generate import engine
 from rlhf_jax.model.lora import Lora
-from rlhf_jax.runs import config, dry_run_grpo, log, models, report, session, settings
-from rlhf_jax.runs.dry_run import show as show_plan
+from rlhf_jax.runs import config, log, models, report, session, settings
+from rlhf_jax.runs.dry_run import grpo as dry_run
 from rlhf_jax.runs.grpo_settings import GRPO
 from rlhf_jax.runs.ppo_settings import Reward
 from rlhf_jax.types import Sampling, TrainState, overlay
@@ -121,7 +121,7 @@ def main(cfg: Experiment) -> dict[str, Any]:
     config.check(losses.kind == "pairs", f"loss must be one of pairs; {cfg.loss} learns from single responses")
     config.check(not spans or cfg.microbatches == 1, f"microbatches must be 1: {cfg.loss} compares rows of a batch")
     if cfg.dry_run:
-        return show_plan(dry_run_grpo.grpo(cfg))
+        return dry_run.plan(cfg).show()
     rows = cfg.rows // (cfg.minibatches * cfg.microbatches)
     mesh = settings.make_mesh(cfg.mesh, rows)
     bases: models.Bases = {}

@@ -30,7 +30,8 @@ from rlhf_jax.algorithms.update import summarise
 from rlhf_jax.generate import engine
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.objectives import kl
-from rlhf_jax.runs import config, dry_run, log, models, report, session, settings
+from rlhf_jax.runs import config, log, models, report, session, settings
+from rlhf_jax.runs.dry_run import ppo as dry_run
 from rlhf_jax.runs.ppo_settings import PPO, Reward
 from rlhf_jax.types import Sampling, TrainState, overlay
 
@@ -97,7 +98,7 @@ class Experiment:
 def main(cfg: Experiment) -> dict[str, Any]:
     """Run it; the last iteration's metrics, and under "folder" where the aligned model lies."""
     if cfg.dry_run:
-        return dry_run.show(dry_run.ppo(cfg))
+        return dry_run.plan(cfg).show()
     # old and new log-probabilities by one forward of one shape, so that the first ratio is 1
     rows = cfg.rows // (cfg.ppo.minibatches * cfg.ppo.microbatches)
     mesh = settings.make_mesh(cfg.mesh, rows)

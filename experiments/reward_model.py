@@ -21,7 +21,8 @@ from rlhf_jax.algorithms import reward_model
 from rlhf_jax.algorithms.update import check_division, make_update, summarise
 from rlhf_jax.model import heads, hf, transformer
 from rlhf_jax.model.lora import Lora
-from rlhf_jax.runs import config, data, dry_run, held_out, judged, log, models, report, session, settings, who_judged
+from rlhf_jax.runs import config, data, held_out, judged, log, models, report, session, settings, who_judged
+from rlhf_jax.runs.dry_run import reward_model as dry_run
 from rlhf_jax.runs.reward_settings import Judging
 from rlhf_jax.types import TrainState, overlay
 
@@ -129,7 +130,7 @@ def main(cfg: Experiment) -> dict[str, Any]:
     """Run it; the held-out accuracies, and under "folder" where the model lies."""
     objective, kind = objective_of(cfg)
     if cfg.dry_run:
-        return dry_run.show(dry_run.reward_model(cfg))
+        return dry_run.plan(cfg).show()
     mesh = settings.make_mesh(cfg.mesh, cfg.batch // cfg.microbatches)
     opened = models.open_model(cfg.model, mesh, held=cfg.compute.base)
     tokenizer = hf.tokenizer(cfg.model)

@@ -19,7 +19,8 @@ from rlhf_jax.feedback import formats, records
 from rlhf_jax.model import heads, transformer
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.objectives import weights
-from rlhf_jax.runs import config, data, dry_run, held_out, log, models, packing, report, session, settings
+from rlhf_jax.runs import config, data, held_out, log, models, packing, report, session, settings
+from rlhf_jax.runs.dry_run import sft as dry_run
 from rlhf_jax.types import Demonstrations, TrainState, overlay
 
 
@@ -90,7 +91,7 @@ class Experiment:
 def main(cfg: Experiment) -> dict[str, Any]:
     """Run it; the final metrics, and under "folder" where the model lies."""
     if cfg.dry_run:
-        return dry_run.show(dry_run.sft(cfg))
+        return dry_run.plan(cfg).show()
     mesh = settings.make_mesh(cfg.mesh, cfg.batch // cfg.microbatches)
     opened, tokenizer = session.language_model(cfg.model, cfg.compute, mesh)
     model, adapter = opened.cfg, models.settings_of(opened, cfg.lora)

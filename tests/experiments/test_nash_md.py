@@ -13,7 +13,9 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.generate import engine
 from rlhf_jax.model import cost, hf, transformer
 from rlhf_jax.model.lora import Lora
-from rlhf_jax.runs import dry_run_nash, settings
+from rlhf_jax.runs import settings
+from rlhf_jax.runs.dry_run import nash_md as dry_run
+from rlhf_jax.runs.dry_run.sampled import READING
 from rlhf_jax.runs.ppo_settings import Reward
 from rlhf_jax.types import Samples, Sampling
 from tests.experiments import alike
@@ -142,16 +144,16 @@ def test_a_dry_run_reads_no_weights(world, tmp_path, capsys):
 def test_a_plan_counts_both_models_of_the_mixture(world, tmp_path):
     """Their caches and layers, and their share of the operations; half the rows are learnt from."""
     cfg = experiment(world, tmp_path)
-    half, alone = (dry_run_nash.nash(dataclasses.replace(cfg, mixture=share)) for share in (0.5, 1.0))
+    half, alone = (dry_run.plan(dataclasses.replace(cfg, mixture=share)) for share in (0.5, 1.0))
     model = next(iter(half.models.values()))
     windows = cfg.prompt_window, cfg.response_window
     prompts, responses = cost.cache_bytes(model, 4, 1, *windows)
     assert alone.phases["decoding"]["keys and values of the prompts"] == prompts
     assert half.phases["decoding"]["keys and values of the responses"] == 2 * responses
-    assert half.phases["prefill"][dry_run_nash.SCORES] == alone.phases["prefill"][dry_run_nash.SCORES]
+    assert half.phases["prefill"][READING] == alone.phases["prefill"][READING]
     once = cost.sampling_flops(model, 4, 4, *windows)
     assert (half.flops["sampling"], alone.flops["sampling"]) == (3 * once, 2 * once)
-    rows = [dry_run_nash.nash(dataclasses.replace(cfg, prompts_per_iteration=n)).phases["update"] for n in (4, 8)]
+    rows = [dry_run.plan(dataclasses.replace(cfg, prompts_per_iteration=n)).phases["update"] for n in (4, 8)]
     assert [each["a chunk of logits"] for each in rows] == [3 * 4 * n * RESPONSE * model.vocab_size for n in (4, 8)]
     assert half.flops["update"] == cost.training_flops(model, 4, sum(windows), RESPONSE)
     assert half.held == alone.held
@@ -163,7 +165,7 @@ def test_memory_of_the_mixture_is_near_what_is_compiled(world, tmp_path):
     row, key = ["prompts_per_iteration", "prompt_window", "response_window"], jax.eval_shape(lambda: jax.random.key(0))
     for sizes, largest in (((32, 16, 128), "decoding"), ((8, 256, 16), "prefill")):
         cfg = experiment(world, tmp_path, **dict(zip(row, sizes, strict=True)))
-        plan = dry_run_nash.nash(cfg)
+        plan = dry_run.plan(cfg)
         model, (G, P, R) = next(iter(plan.models.values())), sizes
         params = cost.shapes(transformer.param_specs(model))
         shapes = [jax.ShapeDtypeStruct(shape, np.int32) for shape in ((G, P), (G,), (G, 1))]

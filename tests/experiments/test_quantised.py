@@ -15,7 +15,8 @@ import sft
 from rlhf_jax.errors import UserError
 from rlhf_jax.model import hf, lora, peft, quantised
 from rlhf_jax.model.lora import Lora
-from rlhf_jax.runs import dry_run, models, session, settings
+from rlhf_jax.runs import models, session, settings
+from rlhf_jax.runs.dry_run import ppo as dry_run
 from rlhf_jax.runs.ppo_settings import Reward
 from tests.experiments import alike
 from tests.experiments.conftest import lines
@@ -131,7 +132,7 @@ def test_a_dry_run_counts_the_small_base(tmp_path, kind, bits, blocks):
     rewards = {"judged": Reward(model="runs/a/reward")}
     sizes = {"prompts_per_iteration": 8, "samples_per_prompt": 2, "prompt_window": 32, "response_window": 16}
     cfg = ppo.Experiment(str(tmp_path), "nothing.jsonl", rewards, **sizes, lora=Lora(rank=8), compute=held(kind))
-    found = dry_run.ppo(cfg)
+    found = dry_run.plan(cfg)
     L, D, F, K = 32, 4096, 14336, 1024
     matrices = L * (2 * D * D + 2 * D * K + 3 * D * F)
     scales = matrices // 64 if blocks else L * (2 * D + 2 * K + 2 * F + D)

@@ -14,7 +14,8 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.feedback import formats, records, simulate
 from rlhf_jax.model import heads, hf
 from rlhf_jax.model.hf import config as hf_config
-from rlhf_jax.runs import config, dry_run
+from rlhf_jax.runs import config
+from rlhf_jax.runs.dry_run import reward_model as dry_run
 from rlhf_jax.runs.ppo_settings import Reward
 from rlhf_jax.runs.reward_settings import Judging
 from tests.experiments import alike
@@ -333,7 +334,7 @@ def test_a_dry_run_knows_what_a_row_is(world, judged, tmp_path):
     plans = {}
     for loss, file in (("bradley_terry", "comparisons"), ("plackett_luce", "rankings"), ("ordinal", "ratings")):
         cfg = dataclasses.replace(world.reward_model(tmp_path / "run", loss=loss), comparisons=judged[file])
-        plans[loss] = dry_run.reward_model(cfg)
+        plans[loss] = dry_run.plan(cfg)
     texts = {"bradley_terry": "8 pairs, 2 x", "plackett_luce": "8 rankings, 4 x", "ordinal": "8 ratings, 1 x"}
     assert all(plans[loss].step.startswith(start) for loss, start in texts.items())
     flops = [plans[loss].flops["update"] for loss in ("ordinal", "bradley_terry", "plackett_luce")]
@@ -341,7 +342,7 @@ def test_a_dry_run_knows_what_a_row_is(world, judged, tmp_path):
     several = dataclasses.replace(
         world.reward_model(tmp_path / "run", axes=("helpful", "odd")), comparisons=judged["axes"]
     )
-    assert next(iter(dry_run.reward_model(several).models.values())).axis_names == ("helpful", "odd")
+    assert next(iter(dry_run.plan(several).models.values())).axis_names == ("helpful", "odd")
     assert not (tmp_path / "run").exists()
 
 

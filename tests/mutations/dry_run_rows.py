@@ -12,7 +12,7 @@ def row(id: str, file: str, find: str, replace: str, tests: str, reason: str) ->
     )
 
 
-COST, RECKON = "rlhf_jax/model/cost.py", "rlhf_jax/runs/reckon.py"
+COST, RECKON = "rlhf_jax/model/cost.py", "rlhf_jax/runs/dry_run/reckon.py"
 
 ROWS: tuple[Mutation, ...] = (
     row(
@@ -81,7 +81,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "one-text-a-pair",
-        "rlhf_jax/runs/dry_run.py",
+        "rlhf_jax/runs/dry_run/reward_model.py",
         'else 2 if kind == "pairs"',
         'else 1 if kind == "pairs"',
         "a_plan_of_a_reward_model_reads_two_texts_a_pair",
@@ -89,7 +89,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "base-for-each",
-        "rlhf_jax/runs/reckon.py",
+        "rlhf_jax/runs/dry_run/reckon.py",
         "if cfg.lora.rank else policy._replace(base=name)",
         "if not cfg.lora.rank else policy._replace(base=name)",
         "adapters_stand_on_one_base",

@@ -170,7 +170,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "adapter-of-everything",
-        "rlhf_jax/runs/reckon.py",
+        "rlhf_jax/runs/dry_run/reckon.py",
         'lora.Lora(rank=told["r"], targets=",".join(targets))',
         'lora.Lora(rank=told["r"])',
         f"{DRY_RUN} an_adapter_leads_to_its_base",
@@ -178,7 +178,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "folder-taken-for-the-hubs",
-        "rlhf_jax/runs/reckon.py",
+        "rlhf_jax/runs/dry_run/reckon.py",
         "(hf_files.HUB_NAME.fullmatch(name) and not ours)",
         "hf_files.HUB_NAME.fullmatch(name)",
         f"{DRY_RUN} a_name_of_two_parts_may_be_a_folder_yet_to_be_made",
@@ -186,7 +186,7 @@ ROWS: tuple[Mutation, ...] = (
     ),
     row(
         "hubs-taken-for-a-folder",
-        "rlhf_jax/runs/reckon.py",
+        "rlhf_jax/runs/dry_run/reckon.py",
         "ours = bool(top) and (Path(*top).is_dir() or",
         "ours = bool(top) or (Path(*top).is_dir() or",
         f"{DRY_RUN} a_name_of_two_parts_may_be_a_folder_yet_to_be_made",

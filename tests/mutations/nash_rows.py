@@ -6,7 +6,7 @@ ORACLE, BATCH = "tests/objectives/test_nash.py", "tests/algorithms/test_nash.py"
 MIXED, LOOP = "tests/generate/test_mixture.py", "tests/experiments/test_nash_md.py"
 LOSS, JUDGE = "rlhf_jax/objectives/nash.py", "rlhf_jax/algorithms/nash.py"
 ENGINE, RULES = "rlhf_jax/generate/engine.py", "rlhf_jax/generate/sampling.py"
-PARTS, SCRIPT, PLAN = "experiments/online_parts.py", "experiments/nash_md.py", "rlhf_jax/runs/dry_run_nash.py"
+PARTS, SCRIPT, PLAN = "experiments/online_parts.py", "experiments/nash_md.py", "rlhf_jax/runs/dry_run/nash_md.py"
 row = rows("nash")
 
 REPORTED = f"{MIXED} what_is_reported_of_a_token_is_its_probability_in_the_mixture"

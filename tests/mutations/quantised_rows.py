@@ -62,7 +62,7 @@ ROWS: tuple[Mutation, ...] = (
         "the reward model brings a float base", f"{SCRIPT}_all_roles_stand_on_one_quantised_base"),
     row("trained-whole", "rlhf_jax/runs/settings.py", 'compute.base == "float" or rank > 0', "rank >= 0",
         "integers handed to the optimizer", f"{SCRIPT}_a_whole_model_is_not_trained_on_a_quantised_base"),
-    row("dry-run-in-floats", "rlhf_jax/runs/dry_run.py", "return quantised.specs(specs, cfg.compute.base)", "return specs",
+    row("dry-run-in-floats", "rlhf_jax/runs/dry_run/given.py", "return quantised.specs(specs, cfg.compute.base)", "return specs",
         "a dry run that reckons 32 bits", f"{SCRIPT}_a_dry_run_counts_the_small_base[int8-8-False]"),
     row("extra-not-checked", "rlhf_jax/model/hf/__init__.py", "    quantised.check(held)\n", "",
         "an import error from deep inside", f"{MODEL}_an_unknown_kind_and_a_missing_library_are_told"),

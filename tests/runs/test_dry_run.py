@@ -20,7 +20,11 @@ from rlhf_jax.model import cost, heads, transformer
 from rlhf_jax.model.hf import config as hf_config
 from rlhf_jax.model.lora import Lora
 from rlhf_jax.objectives import weights
-from rlhf_jax.runs import config, dry_run, plan, reckon, settings
+from rlhf_jax.runs import config, settings
+from rlhf_jax.runs.dry_run import plan, reckon, sampled
+from rlhf_jax.runs.dry_run import ppo as ppo_plan
+from rlhf_jax.runs.dry_run import reward_model as reward_plan
+from rlhf_jax.runs.dry_run import sft as sft_plan
 from rlhf_jax.runs.ppo_settings import PPO, Reward
 from rlhf_jax.types import Sampling, TrainState
 from tests.jaxprs import inner
@@ -212,7 +216,7 @@ def test_memory_of_sampling_is_near_what_is_compiled(prompts, samples, prompt, r
     lowered = engine.generate.lower(cost.shapes(specs), *row, key, window=response, cfg=model, sampling=Sampling())
     windows = {"prompt_window": prompt, "response_window": response}
     cfg = ppo_config("", prompts_per_iteration=prompts, samples_per_prompt=samples, **windows)
-    sizes = {name: sum(parts.values()) for name, parts in dry_run.sampling(cfg, model, specs, ONE).items()}
+    sizes = {name: sum(parts.values()) for name, parts in sampled.sampling(cfg, model, specs, ONE).items()}
     assert max(sizes, key=sizes.get) == largest
     assert sizes[largest] == pytest.approx(lowered.compile().memory_analysis().temp_size_in_bytes, rel=0.2)
 
@@ -233,7 +237,7 @@ def sft_config(model, **changes):
 
 
 def test_a_plan_of_sft_by_hand(folder):
-    found = dry_run.sft(sft_config(folder(QWEN), microbatches=2))
+    found = sft_plan.plan(sft_config(folder(QWEN), microbatches=2))
     weights_ = 4 * PARAMETERS[QWEN]
     assert sum(found.held.values()) == 4 * weights_  # as opened, in training, two moments
     assert found.phases["update"]["gradients"] == 2 * weights_
@@ -243,9 +247,7 @@ def test_a_plan_of_sft_by_hand(folder):
 
 
 def test_a_plan_of_a_reward_model_reads_two_texts_a_pair(folder):
-    found = dry_run.reward_model(
-        reward_model.Experiment(folder(QWEN), "nothing.jsonl", window=64, batch=8, microbatches=2)
-    )
+    found = reward_plan.plan(reward_model.Experiment(folder(QWEN), "nothing.jsonl", window=64, batch=8, microbatches=2))
     model = next(iter(found.models.values()))
     assert cost.parameters(transformer.param_specs(model)) == PARAMETERS[QWEN] + 896 and found.steps is None
 
@@ -263,12 +265,12 @@ def test_steps_are_counted_where_the_data_are(folder, tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     cfg = sft_config(folder(QWEN), held_out=0.0, epochs=2.0)
     cfg = dataclasses.replace(cfg, demonstrations=str(tmp_path / "rows.jsonl"))
-    assert dry_run.sft(cfg).steps == 12  # 2 · 50 / 8, as the script rounds it
+    assert sft_plan.plan(cfg).steps == 12  # 2 · 50 / 8, as the script rounds it
 
     pairs = [{"prompt": f"question {i}", "chosen": "yes", "rejected": "no"} for i in range(30)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     judged = reward_model.Experiment(folder(QWEN), str(tmp_path / "pairs.jsonl"), batch=4, held_out=0.01)
-    found = dry_run.reward_model(judged)
+    found = reward_plan.plan(judged)
     kept = int(found.notes[-1].split()[0])
     assert 25 <= kept <= 30 and found.steps == round(kept / 4)
 
@@ -280,7 +282,7 @@ def ppo_config(policy, **changes):
 
 
 def test_a_plan_of_ppo_by_hand(folder):
-    found = dry_run.ppo(ppo_config(folder(QWEN)))
+    found = ppo_plan.plan(ppo_config(folder(QWEN)))
     D, V = 896, 151936
     policy, reward, value = (4 * (PARAMETERS[QWEN] + more) for more in (0, D, D + 1))
     assert sum(found.held.values()) == policy + reward + 3 * policy + 3 * value
@@ -296,7 +298,7 @@ def test_a_plan_of_ppo_by_hand(folder):
 
 def test_adapters_stand_on_one_base(folder):
     """Policy, reference, value and reward model of 8 billion parameters: one base, and adapters of less than 2 %."""
-    found = dry_run.ppo(ppo_config(folder(LLAMA), lora=Lora(rank=8)))
+    found = ppo_plan.plan(ppo_config(folder(LLAMA), lora=Lora(rank=8)))
     base = 4 * PARAMETERS[LLAMA]
     assert base < sum(found.held.values()) < 1.05 * base
     own, _ = reckon.trained(
@@ -305,18 +307,18 @@ def test_adapters_stand_on_one_base(folder):
     D, F, L, K = 4096, 14336, 32, 8 * 128
     assert cost.parameters(own) == L * 8 * (2 * (D + D) + 2 * (D + K) + 3 * (D + F))
     assert found.held["policy in training"] == 4 * cost.parameters(own) < 0.02 * base
-    assert found.flops["update"] < dry_run.ppo(ppo_config(folder(LLAMA))).flops["update"]
+    assert found.flops["update"] < ppo_plan.plan(ppo_config(folder(LLAMA))).flops["update"]
 
 
 def test_a_shared_trunk_has_no_value_model(folder):
-    shared = dry_run.ppo(ppo_config(folder(QWEN), value="shared"))
+    shared = ppo_plan.plan(ppo_config(folder(QWEN), value="shared"))
     assert shared.held["value model in training"] == 4 * (896 + 1)
-    assert shared.flops["update"] < 0.7 * dry_run.ppo(ppo_config(folder(QWEN))).flops["update"]
+    assert shared.flops["update"] < 0.7 * ppo_plan.plan(ppo_config(folder(QWEN))).flops["update"]
 
 
 def test_rows_that_do_not_divide_are_told(folder):
-    alone = dry_run.sft(sft_config(folder(QWEN), batch=8, mesh=settings.Layout(fsdp=8)))
-    spare = dry_run.sft(sft_config(folder(QWEN), batch=8, microbatches=2, mesh=settings.Layout(fsdp=8)))
+    alone = sft_plan.plan(sft_config(folder(QWEN), batch=8, mesh=settings.Layout(fsdp=8)))
+    spare = sft_plan.plan(sft_config(folder(QWEN), batch=8, microbatches=2, mesh=settings.Layout(fsdp=8)))
     assert not [note for note in alone.notes if "do not divide" in note]
     assert [note for note in spare.notes if "4 rows of a micro-batch do not divide over 8 devices" in note]
 
@@ -390,7 +392,7 @@ def test_the_flag_runs_nothing_and_writes_nothing(folder, tmp_path, monkeypatch,
 
 
 def test_a_plan_is_told_in_full(folder):
-    shown = plan.text(dry_run.ppo(ppo_config(folder(QWEN), mesh=settings.Layout(data=2, fsdp=4))))
+    shown = plan.text(ppo_plan.plan(ppo_config(folder(QWEN), mesh=settings.Layout(data=2, fsdp=4))))
     assert "memory on each of 8 devices (data 2 x fsdp 4 x tensor 1)" in shown
     assert "steps: 100, each an iteration: 16 responses of 16 tokens to prompts of 32, 4 optimizer steps" in shown
     assert "update: gradients" in shown and "prefill: keys and values of the prompts" in shown

@@ -1,4 +1,4 @@
-"""A plan of a run (`runs.dry_run`) and how it is told."""
+"""A plan of a run and how it is told."""
 
 import math
 from collections.abc import Mapping
@@ -41,6 +41,11 @@ class Plan:
     def peak(self) -> int:
         """Bytes on each device in the largest phase."""
         return sum(self.held.values()) + max(sum(parts.values()) for parts in self.phases.values())
+
+    def show(self) -> dict[str, Any]:
+        """Print it; the same as plain numbers."""
+        print(text(self))
+        return result(self)
 
 
 def result(plan: Plan) -> dict[str, Any]:

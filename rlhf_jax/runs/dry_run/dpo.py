@@ -1,4 +1,4 @@
-"""The plan of experiments/dpo.py (`runs.dry_run`)."""
+"""The plan of experiments/dpo.py."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from rlhf_jax.feedback import formats
 from rlhf_jax.model import cost, heads, transformer
 from rlhf_jax.model.config import ModelConfig
 from rlhf_jax.runs import judged
-from rlhf_jax.runs.dry_run import adapted, base, both, trainer
-from rlhf_jax.runs.plan import Plan
-from rlhf_jax.runs.reckon import backward, counted, device_rows, mesh_of, read_model, trained
+from rlhf_jax.runs.dry_run.given import adapted, base, both, trainer
+from rlhf_jax.runs.dry_run.plan import Plan
+from rlhf_jax.runs.dry_run.reckon import backward, counted, device_rows, mesh_of, read_model, trained
 
 
-def dpo(cfg: Any, kind: str, texts: int, reference: bool) -> Plan:
+def plan(cfg: Any, kind: str, texts: int, reference: bool) -> Plan:
     """The plan for losses of "pairs" or of "verdicts" (single responses) that read `texts` responses a row, with or without a
     reference. Responses are reckoned at the full window: how long they are is only known once they are encoded."""
     found, mesh, notes = read_model(cfg.model, cfg.compute), mesh_of(cfg), adapted(cfg)

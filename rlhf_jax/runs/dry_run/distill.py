@@ -1,17 +1,15 @@
-"""The plan of experiments/distill.py (`runs.dry_run`)."""
+"""The plan of experiments/distill.py."""
 
 from typing import Any
 
-import jax
-
-from rlhf_jax.model import cost, heads, transformer
-from rlhf_jax.model.config import ModelConfig
-from rlhf_jax.runs.dry_run import adapted, base, sampling
-from rlhf_jax.runs.plan import Plan
-from rlhf_jax.runs.reckon import add, backward, device_rows, gradients, mesh_of, read_model, state, trained
+from rlhf_jax.model import cost, transformer
+from rlhf_jax.runs.dry_run.given import adapted, base
+from rlhf_jax.runs.dry_run.plan import Plan
+from rlhf_jax.runs.dry_run.reckon import device_rows, mesh_of, read_model, state, trained
+from rlhf_jax.runs.dry_run.sampled import policy_update, sampling
 
 
-def distill(cfg: Any) -> Plan:
+def plan(cfg: Any) -> Plan:
     """The plan; its memory is that of an iteration on the student's own samples."""
     found, mesh, notes = read_model(cfg.student, cfg.compute), mesh_of(cfg), adapted(cfg)
     teacher = read_model(cfg.teacher, cfg.compute)
@@ -19,20 +17,13 @@ def distill(cfg: Any) -> Plan:
     P, R, T = cfg.prompt_window, cfg.response_window, cfg.prompt_window + cfg.response_window
     rows, chunk = device_rows(cfg.batch // cfg.microbatches, mesh, notes), min(cfg.compute.chunk, R)
 
-    def forward(model: ModelConfig) -> Any:
-        def logprobs(params: Any, tokens: jax.Array, length: jax.Array) -> Any:
-            return heads.policy(params, tokens, length, length, window=R, cfg=model, chunk=cfg.compute.chunk)[0]
-
-        return logprobs
-
     own, rest = trained(model, specs, cfg.lora)
     held = {"student as it was opened": cost.device_bytes({**specs, **own, **rest}, mesh)}
     shared = teacher.base == found.base
     above = {} if shared else base(cfg, transformer.param_specs(teacher.cfg))
     held["teacher"] = cost.device_bytes({**above, **teacher.adapter}, mesh)
     held |= state("student", own, mesh)
-    update = gradients(own, mesh, cfg.microbatches)
-    add(update, backward(forward, model, (own, rest), rows, T, chunk))
+    update = policy_update(cfg, model, (own, rest), rows, cfg.microbatches, mesh)
     update["a chunk of the teacher's logits"] = 2 * 4 * rows * chunk * teacher.cfg.vocab_size
     notes.append("sampling is reckoned at full windows: responses that end early cost less")
     if cfg.on_policy < 1:
