@@ -69,8 +69,9 @@ class PPO:
     """Stop an update once the policy has moved this many nats a token from the one that sampled."""
     policy_loss: str = "clipped"
     """A function of rlhf_jax.objectives.policy_zoo, or "file.py:function" of yours."""
-    clip: float = 0.2
-    """How far the ratio may move from 1 before a token stops pulling (arXiv 1707.06347)."""
+    clip: float | None = None
+    """How far the ratio may move from 1 before a token stops pulling (arXiv 1707.06347); None is the loss's own: 0.2 for
+    clipped, 3e-4 for gspo."""
     clip_high: float | None = None
     """Upper bound of the ratio's clip, where it differs (arXiv 2503.14476)."""
     dual_clip: float | None = None
@@ -117,9 +118,9 @@ class PPO:
             ranges.fraction(name, getattr(self, name))
         for name in ("kl_coef", "value_coef", "entropy_coef", "overlong_buffer", "critic_warmup", "reference_every"):
             ranges.non_negative(name, getattr(self, name))
-        for name in ("clip", "adaptive_kl_horizon"):
-            ranges.positive(name, getattr(self, name))
+        ranges.positive("adaptive_kl_horizon", self.adaptive_kl_horizon)
         optional = (
+            "clip",
             "length_adaptive_alpha",
             "adaptive_kl_target",
             "target_kl",

@@ -11,8 +11,9 @@ import ppo_parts
 import pytest
 
 from rlhf_jax.model import hf
-from rlhf_jax.objectives import kl, policy
+from rlhf_jax.objectives import kl, policy, policy_zoo
 from rlhf_jax.runs import checkpoint, models, settings
+from rlhf_jax.runs.grpo_settings import GRPO
 from rlhf_jax.runs.ppo_settings import PPO, Reward
 from rlhf_jax.types import Sampling
 from tests.experiments import alike
@@ -280,6 +281,14 @@ def test_settings_of_the_loss_and_the_update_arrive(monkeypatch, where):
 def test_a_loss_of_ones_own_gets_the_settings_it_asks_for(world):
     own = ppo_parts.policy_loss(PPO(policy_loss=world.function("unclipped"), clip=0.3))
     assert isinstance(own, functools.partial) and own.keywords == {} and own.func.__name__ == "unclipped"
+
+
+@pytest.mark.parametrize("Settings", [PPO, GRPO])
+def test_a_loss_keeps_its_own_bounds_unless_some_are_given(Settings):
+    """PPO's 0.2 is nothing to GSPO, whose ratios are those of whole sequences."""
+    for name in policy_zoo.LOSSES:
+        assert ppo_parts.policy_loss(Settings(policy_loss=name)).keywords == {}, name
+    assert ppo_parts.policy_loss(Settings(policy_loss="gspo", clip=0.01)).keywords == {"clip": 0.01}
 
 
 def test_the_critic_learns_at_its_own_rate_while_the_policy_waits(world, tmp_path):

@@ -1,6 +1,7 @@
 """Shared settings: schedules and Adam against closed forms, ranges, and what they make of a model."""
 
 import dataclasses
+import inspect
 import math
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.errors import UserError
+from rlhf_jax.objectives import policy
 from rlhf_jax.runs import settings
 from rlhf_jax.runs.ppo_settings import PPO, Reward
 from tests import worlds
@@ -132,7 +134,9 @@ def test_a_reward_part_is_a_model_or_a_function_and_not_both():
 def test_ppo_defaults_are_those_of_the_tldr_reproduction():
     """Invariants §5: what summarize_from_feedback_details runs with."""
     cfg, adam = PPO(), settings.Optimizer()
-    assert (cfg.epochs, cfg.gamma, cfg.lam, cfg.clip, cfg.value_clip) == (4, 1.0, 0.95, 0.2, 0.2)
+    assert (cfg.epochs, cfg.gamma, cfg.lam, cfg.value_clip) == (4, 1.0, 0.95, 0.2)
+    assert (cfg.policy_loss, cfg.clip) == ("clipped", None), "the loss's own, which is"
+    assert inspect.signature(policy.clipped).parameters["clip"].default == 0.2
     assert (cfg.value_coef, cfg.kl_coef, cfg.missing_eos_penalty) == (0.1, 0.05, -1.0)
     assert cfg.whiten_advantages and not cfg.whiten_rewards
     assert (adam.lr, adam.eps, adam.schedule) == (3e-6, 1e-5, "linear")
