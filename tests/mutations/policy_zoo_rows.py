@@ -114,7 +114,7 @@ ROWS: tuple[Mutation, ...] = (
         f"{SCRIPT} a_loss_has_its_own_bounds_unless_told", "a setting left alone switches the clip off"),
     row("greedy-samples", "experiments/grpo_parts.py", "temperature=0.0, top_k=0", "top_k=0",
         f"{SCRIPT} the_greedy_baseline_is_one_score_a_prompt", "the baseline is a sample like any other"),
-    row("one-clip-for-all", "runs/ppo_settings.py", "clip: float | None = None", "clip: float | None = 0.2",
+    row("one-clip-for-all", "runs/ppo_settings.py", "    clip: float | None = None", "    clip: float | None = 0.2",
         "tests/experiments/test_ppo.py a_loss_keeps_its_own_bounds_unless_some_are_given",
         "the ratios of whole sequences under the bound of tokens"),
 )
