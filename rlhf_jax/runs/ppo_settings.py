@@ -76,6 +76,12 @@ class PPO:
     """Upper bound of the ratio's clip, where it differs (arXiv 2503.14476)."""
     dual_clip: float | None = None
     """Bound c > 1 on the loss of tokens with a negative advantage (arXiv 1912.09729)."""
+    tau_pos: float | None = None
+    """Temperature of sapo where the advantage is positive; None is 1."""
+    tau_neg: float | None = None
+    """And where it is not; None is 1.05 (arXiv 2511.20347)."""
+    penalty: float | None = None
+    """Coefficient of kl_penalty; None is 1 (arXiv 1707.06347)."""
     value_clip: float | None = 0.2
     """How far a value may move from that of the rollout before its error stops pulling; None does not clip."""
     value_coef: float = 0.1
@@ -125,6 +131,9 @@ class PPO:
             "adaptive_kl_target",
             "target_kl",
             "clip_high",
+            "tau_pos",
+            "tau_neg",
+            "penalty",
             "value_clip",
             "reward_clip",
         )

@@ -289,6 +289,10 @@ def test_a_loss_keeps_its_own_bounds_unless_some_are_given(Settings):
     for name in policy_zoo.LOSSES:
         assert ppo_parts.policy_loss(Settings(policy_loss=name)).keywords == {}, name
     assert ppo_parts.policy_loss(Settings(policy_loss="gspo", clip=0.01)).keywords == {"clip": 0.01}
+    assert ppo_parts.policy_loss(Settings(policy_loss="sapo", tau_neg=1.2)).keywords == {"tau_neg": 1.2}
+    assert ppo_parts.policy_loss(Settings(policy_loss="kl_penalty", penalty=3.0)).keywords == {"penalty": 3.0}
+    for name in policy_zoo.SETTINGS:
+        assert hasattr(Settings(), name), "CONTRIBUTING says that a configuration sets it"
 
 
 def test_the_critic_learns_at_its_own_rate_while_the_policy_waits(world, tmp_path):

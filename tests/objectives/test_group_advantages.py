@@ -189,7 +189,7 @@ def test_reinforce_plus_plus_equals_a_loop(returns):
     """A single token has nothing to be compared with: 0."""
     values, mask = returns
     wanted = lambda values, mask: whitened(values, mask) if mask.sum() > 1 else np.zeros(mask.shape)  # noqa: E731
-    oracles.agree(group_advantages.reinforce_plus_plus, wanted, values, mask, atol=2e-4, atol64=1e-9)
+    oracles.agree(group_advantages.reinforce_plus_plus, wanted, values, mask, atol=2e-4)
     soiled = oracles.soiled(np.random.default_rng(3), values, mask)
     function = jax.jit(jax.vmap(group_advantages.reinforce_plus_plus))
     both = [function(x, mask) for x in (values, soiled)]
@@ -209,7 +209,7 @@ def test_reinforce_plus_plus_baseline_equals_a_loop(cases):
         mask = jnp.arange(WINDOW) < length[:, None]
         return group_advantages.reinforce_plus_plus_baseline(scores, groups, length > 0, mask)
 
-    oracles.agree(call, loop, scores, groups, length, atol=2e-4, atol64=1e-9)
+    oracles.agree(call, loop, scores, groups, length, atol=2e-4)
 
 
 def test_remax_is_the_distance_to_the_greedy_response(cases):
