@@ -192,6 +192,23 @@ def test_a_world_is_found_by_its_seed_and_must_be_whole(made, tmp_path):
         world_of(f"{tmp_path}/worlds/seed_{{seed}}")
 
 
+def test_a_world_that_is_not_there_is_made_once(tmp_path, monkeypatch):
+    asked = []
+
+    def main(cfg):
+        asked.append((cfg.seed, cfg.seeds, cfg.iterations))
+        (Path(cfg.out) / f"seed_{cfg.seed}").mkdir(parents=True)
+        if len(asked) > 1:  # the first one is stopped
+            (Path(cfg.out) / "results.json").write_text("{}")
+
+    monkeypatch.setattr(quickstart, "main", lambda cfg: main(cfg))
+    cfg = every_script.Experiment(out=str(tmp_path))
+    first = every_parts.world_of(cfg, 30)
+    first.rmdir()
+    assert [every_parts.world_of(cfg, 30) for _ in range(2)] == [first] * 2
+    assert asked == [(30, 1, 1)] * 2 and first.is_dir() and first.name == "seed_30"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -249,3 +266,9 @@ def test_the_committed_table_is_that_of_these_arms_and_in_the_readme():
             assert row["gain_t"] == pytest.approx(intervals.paired(np.subtract(each, begun)))
             gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row["gain"])
         assert f"| {name} | {row['gold']:.3f} | {gain} | {row['kl']:.2f} |" in readme
+    lowest = min(row["gain_t"][1] for name, row in rows.items() if name != "SFT")
+    assert f"begins at {lowest:+.2f} or higher in every" in readme and lowest > 0
+    tried = run["tried_on_seed_0"]
+    assert list(tried) == list(rows) and all(1 <= len(tries) <= 4 for tries in tried.values())
+    fallen = dict(tried["DPO"])["beta 0.1, 0.4 epochs"]
+    assert f"fell to {fallen:.3f} there, below SFT's {tried['SFT'][0][1]:.3f}" in readme
