@@ -35,23 +35,29 @@ class Tracker(NamedTuple):
     close: Callable[[], None] = lambda: None
 
 
+def names() -> list[str]:
+    """What RLHF_JAX_TRACK names, by commas. UserError for another name or one that is not installed."""
+    found = list(dict.fromkeys(name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()))
+    for name in found:
+        choice(VARIABLE, name, FOLDERS)
+        there = importlib.util.find_spec(name) is not None
+        check(there, f"{VARIABLE} names {name}, which is not installed: pip install 'rlhf-jax[track]'")
+    return found
+
+
 def tracker(folder: Path, cfg: Row) -> Tracker:
     """All that RLHF_JAX_TRACK names, by commas, as one. UserError for another name or one that is not installed.
 
     Nothing is opened before the first metrics: a run that ends earlier leaves nothing behind.
     """
     made = {"tensorboard": tensorboard, "wandb": wandb}
-    names = list(dict.fromkeys(name.strip() for name in os.environ.get(VARIABLE, "").split(",") if name.strip()))
-    for name in names:
-        choice(VARIABLE, name, made)
-        there = importlib.util.find_spec(name) is not None
-        check(there, f"{VARIABLE} names {name}, which is not installed: pip install 'rlhf-jax[track]'")
+    chosen = names()
     opened: list[Tracker] = []
     early: list[Sequence[Row]] = []
 
     def log(iteration: int, metrics: Row) -> None:
         if not opened:
-            opened.extend(made[name](folder, cfg) for name in names)
+            opened.extend(made[name](folder, cfg) for name in chosen)
             for rows in early:
                 sample(rows)
         for each in opened:
@@ -67,7 +73,7 @@ def tracker(folder: Path, cfg: Row) -> Tracker:
         for each in opened:
             each.close()
 
-    return Tracker(log, sample, close) if names else Tracker()
+    return Tracker(log, sample, close) if chosen else Tracker()
 
 
 def tensorboard(folder: Path, cfg: Any) -> Tracker:

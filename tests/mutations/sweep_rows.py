@@ -15,6 +15,9 @@ KILLED = f"{RUN} test_six_points_killed_twice_end_each_exactly_once"
 LOST = f"{RUN} test_failures_are_listed_and_never_averaged_away"
 SAME = f"{RUN} test_an_id_is_of_what_is_computed_and_nothing_else"
 PUBLISH = "tests/runs/test_sweep_publish.py"
+CHANGES = "tests/runs/test_sweep_changes.py"
+EDITED = f"{CHANGES} test_a_loss_that_is_edited_while_the_sweep_runs_is_never_recorded_under_the_old_id"
+RETURNED = "tests/runs/test_sweep_returns.py test_what_a_function_should_not_return_is_its_points_failure_and_no_others"
 VMAP = f"{PAGE} test_seeds_of_a_notebooks_function_run_together_under_vmap"
 
 
@@ -102,5 +105,30 @@ ROWS: tuple[Mutation, ...] = (
         f"{TRACK} test_trackers_hear_what_the_run_logs_and_open_at_the_first_metrics", "the last events are never written"),
     row("old-news", "live.py", 'if job.id not in known and now == "done":', "if False:",
         f"{LIVE} test_elsewhere_it_is_a_line_a_change", "what was done before is told as if it ran now"),
+    row("edited-while-it-ran", "execute.py", "if path := job.changed():\n            return _changed(job, path, facts",
+        'if path := "":\n            return _changed(job, path, facts', EDITED,
+        "what an edited loss made is recorded under the old one's id"),
+    row("edited-before-it-ran", "execute.py", "if path := job.changed():\n        return _changed(job, path, {}",
+        'if path := "":\n        return _changed(job, path, {}', EDITED, "a point begins with another text than its id's"),
+    row("edited-gone-on-from", "execute.py", '    shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)',
+        '    shutil.rmtree(job.folder / "no", ignore_errors=True)',
+        f"{CHANGES} test_nothing_goes_on_from_what_another_text_of_a_loss_may_have_saved",
+        "a run is one loss to its middle and another to its end"),
+    row("data-not-in-the-id", "plan.py", 'FREE = ("out",', 'FREE = ("out", "data",',
+        f"{CHANGES} test_data_is_part_of_the_id_where_there_is_some", "other data has the results of the old"),
+    row("other-text-untold", "state.py", '.get("script", text) != text', '.get("script", text) != script',
+        f"{CHANGES} test_points_of_another_text_of_the_script_are_told_before_anything_runs_and_on_the_page",
+        "points of two texts of a script are told for one"),
+    row("stopped-is-done", "execute.py", "        if stopping:\n", "        if stopping and code:\n",
+        f"{CHANGES} test_what_ends_with_0_because_it_was_told_to_stop_is_not_done", "half a run counts as done"),
+    row("stages-for-nobody", "state.py", "if job.id in wanted or not (job.stage or done(job)):", "if True:",
+        f"{CHANGES} test_stages_that_are_gone_are_run_again_only_for_points_that_are_not_done",
+        "stages train again that no point needs"),
+    row("bad-return-loses-all", "in_process.py", "_named(call(**settings))", "call(**settings)", RETURNED,
+        "one bad return value loses the whole sweep"),
+    row("baseline-0-is-none", "spec.py", '"" if value is None else str(value)', 'str(value or "")',
+        f"{BAD} test_an_arm_named_by_a_number_can_be_the_baseline", "a baseline that was given is none"),
+    row("published-twice", "publish.py", "(point.arm, point.seed) not in known,", "True,",
+        f"{PUBLISH} test_a_csv_of_another_sweep_is_told", "the last of two rows counts, and nobody is told"),
 )
 # fmt: on

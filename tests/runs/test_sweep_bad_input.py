@@ -1,7 +1,10 @@
 """Every mistake in a sweep is told in one line that says what would be right, before anything runs."""
 
+import time
+
 import pytest
 
+from rlhf_jax.runs.sweep import spec
 from tests.runs import sweeps
 from tests.runs.sweeps import BASE, STAGE
 
@@ -44,6 +47,25 @@ BAD = {
         "metrics.a.better must be higher or lower, got 'up'"),
     "a metric's unknown key": (BASE.replace("[rollout/score]", "{a: {over_: 1}}"),
         "metrics.a: unknown key 'over_'; did you mean 'over'?"),
+    "a metric told in a list": (BASE.replace("[rollout/score]", "[{rollout/score: {over: 0.2}}]"),
+        "is no name; to say more of one, write metrics: {rollout/score: {over: 0.2}}"),
+    "a list in the list of metrics": (BASE.replace("[rollout/score]", "[[a]]"), "metrics: ['a'] is no name"),
+    "a metric's unit": (BASE.replace("[rollout/score]", "{a: {unit: 5}}"), "metrics.a.unit must be a text, got 5"),
+    "a baseline that is false": (BASE + "baseline: false", "baseline: there is no arm 'False'"),
+    "a baseline that is 0": (BASE + "baseline: 0", "baseline: there is no arm '0'"),
+    "a folder that is a number": (BASE + "out: 5", "out must be the name of a folder, got 5"),
+    "a folder in a list": (BASE + "out: [a]", "out must be the name of a folder, got ['a']"),
+    "a folder that is true": (BASE + "out: true", "out must be the name of a folder, got True"),
+    "a folder that no system has": (BASE + 'out: "a\\0b"', "out has the character '\\x00' in 'a\\x00b': leave it out"),
+    "one seed by its number": (BASE.replace("seed: 2", "seed: 20261121"),
+        "seed: 20261121 asks for 20261121 seeds; write [20261121] for that one"),
+    "a value that no command line has": (BASE.replace("level: 2.0", 'note: ["a\\0b"]'),
+        "points.two.note has the character '\\x00'"),
+    "half a character": (BASE.replace("level: 2.0", 'note: "\\uD800"'), "points.two.note has the character '\\ud800'"),
+    "an arm of half a character": (BASE.replace("two:", '"\\uD800":'), "points has the character '\\ud800'"),
+    "bytes": (BASE.replace("2.0", "!!binary aGk="), "points.two.level must be a text, a number, true, false, a list or"),
+    "a date": (BASE.replace("2.0", "!!timestamp 2020-01-01"), "points.two.level must be a text, a number, true"),
+    "a point that is 0": (BASE.replace("{level: 2.0}", "0"), "points.two must be {name: value}, got 0"),
     "the seed in an arm": (BASE.replace("level: 2.0", "seed: 3"), "two: seed is the sweep's to give"),
     "the folder in the settings": (BASE.replace("plain: true", "out: x"), "settings: out is the sweep's to give"),
     "a setting twice": (BASE.replace("level: 2.0", "ppo: {clip: 0.1}, ppo.clip: 0.2"), "points.two: ppo.clip is given twice"),
@@ -98,6 +120,38 @@ def test_scripts_that_cannot_be_swept(tmp_path, capsys):
     assert "--jobs must be 1 or more, got 0" in capsys.readouterr().err
     assert sweeps.run(tmp_path, BASE, "--only", "123") == 2
     assert "--only: there is no run '123'" in capsys.readouterr().err
+
+
+SCRIPT = (
+    "from dataclasses import dataclass\nimport sys\n@dataclass\nclass Experiment:\n  seed: int = 0\n  out: str = ''\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("  def __post_init__(self):\n    raise ValueError('bad\\nluck')\n", "arm 'one': ValueError: bad luck"),
+        ("  lr: complex = 1j\n", "arm 'one': TypeError: Experiment.lr has type <class 'complex'>"),
+        ("sys.exit(3)\n", "own.py: it ended itself while it was loaded, by sys.exit(3)"),
+    ],
+)
+def test_what_a_script_of_ones_own_may_do_is_told(more, words, tmp_path, capsys):
+    script = tmp_path / "own.py"
+    script.write_text(SCRIPT + more)
+    assert sweeps.run(tmp_path, "points: {one: {}}\nmetrics: [a]\n", script=str(script)) == 2
+    told = capsys.readouterr().err
+    assert words in told and told.startswith("error: ") and told.count("\n") == 1, told
+
+
+def test_an_arm_named_by_a_number_can_be_the_baseline(tmp_path):
+    path = sweeps.write(tmp_path, BASE.replace("one:", "0:") + "baseline: 0")
+    assert spec.load(sweeps.TOY, path).baseline == "0"
+
+
+def test_thousands_of_seeds_are_read_at_once():
+    began = time.process_time()
+    assert len(spec.seeds_of(list(range(20_000)))) == 20_000
+    assert time.process_time() - began < 2.0
 
 
 def test_a_metric_that_no_run_has_is_told_after_the_first_run_and_then_before_any(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The page of a sweep: labelled axes, nothing fetched, everything escaped, and what cannot be told left out."""
 
+import inspect
 import re
 
 import jax
@@ -220,6 +221,17 @@ def test_what_fails_under_vmap_fails_for_every_seed_and_says_why():
         ({"points": {"a": {"level": 1}, "b": {"level": 1}}}, "duplicate points: 'a' and 'b' have the same settings"),
         ({"metrics": []}, "metrics must be a list of names"),
         ({"grid": {"level": []}}, "grid.level must be a list of values"),
+        ({"grid": {"level": 3}}, "grid.level must be a list of values, got 3"),
+        ({"grid": [3]}, "grid must be a dict, as in {'loss': [mine, other]}, got [3]"),
+        ({"grid": {"level": [run, run]}}, "grid.level has run twice: duplicate points"),
+        ({"grid": {"seed": [1, 2]}}, "grid: settings are the function's arguments by name, but for `seed`"),
+        ({"points": ["a"]}, "points must be a dict, as in {'mine': {'loss': mine}}, got ['a']"),
+        ({"points": {"a": run}}, "points.a must be settings, as in {'loss': mine}, got <function run"),
+        ({"points": {"a": {"seed": 3}}}, "a: settings are the function's arguments by name, but for `seed`"),
+        ({"points": {"a": {3: 3}}}, "a: settings are the function's arguments by name, but for `seed`"),
+        ({"metrics": [{"a": {}}]}, "metrics: {'a': {}} is no name; to say more of one, write"),
+        ({"baseline": 0}, "baseline: there is no arm '0'"),
+        ({"seeds": 20261121}, "seed: 20261121 asks for 20261121 seeds; write [20261121] for that one"),
     ],
 )
 def test_mistakes_of_a_notebook_are_told_before_the_first_call(call, words):
@@ -227,7 +239,8 @@ def test_mistakes_of_a_notebook_are_told_before_the_first_call(call, words):
         pytest.fail("it was called")
 
     with pytest.raises(UserError, match=re.escape(words)):
-        in_process.sweep(never, **({"points": {"base": {}, "more": {"level": 2}}} | call))
+        as_called = inspect.unwrap(in_process.sweep)  # users have no checks of types before it, as tests have
+        as_called(never, **({"points": {"base": {}, "more": {"level": 2}}} | call))
 
 
 def test_a_metric_that_a_function_does_not_return_is_told_after_its_first_call():

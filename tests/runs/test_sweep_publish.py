@@ -11,6 +11,7 @@ from rlhf_jax.runs.sweep import compare, page, publish, results, spec
 from tests.runs.sweeps import ROOT
 from tests.runs.test_sweep_page import made
 
+LOSSES = ["experiments/ppo.py", "experiments/sweeps/ppo_details.yaml", "experiments/results/ppo_details.csv"]
 PAGE = "# Words\n\nbefore\n\n<!-- rollout/score -->\nold\n<!-- /rollout/score -->\n\nafter\n"
 
 
@@ -69,14 +70,20 @@ def test_a_page_without_a_place_is_told(text, words):
     [
         ("rollout/score", "reward", "has no column 'rollout/score'; is it the summary.csv of this sweep?"),
         ("mine,0", "mien,0", "the sweep has no arm 'mien'; did you mean 'mine'?"),
-        ("mine,4", "mine,3", "has no row of 'mine', seed 4, which the sweep has"),
+        ("mine,4", "mine,5", "has no row of 'mine', seed 4, which the sweep has"),
+        ("mine,4", "mine,3", "has two rows of 'mine', seed 3: keep one"),
+        ("mine,4", "mine,x", "row 10: seed must be a whole number, got 'x'"),
+        ("mine4,", "mine4,abc", "row 10: rollout/score must be a number, got 'abc"),
+        ("mine4,", "mine4,nan,", "row 10 has not as many cells as the first line has columns"),
+        ("mine,4,done", "mine,4", "row 10 has not as many cells as the first line has columns"),
+        ("mine", "\udcff", "summary.csv: not UTF-8 text (byte "),
     ],
 )
 def test_a_csv_of_another_sweep_is_told(tmp_path, old, new, words):
     found = made()
     written(found, tmp_path)
     path = tmp_path / "summary.csv"
-    path.write_text(path.read_text().replace(old, new))
+    path.write_text(path.read_text().replace(old, new), errors="surrogateescape")
     with pytest.raises(UserError, match=re.escape(words)):
         publish.from_csv(sweep_of(found), path)
 
@@ -85,4 +92,11 @@ def test_the_command_says_in_one_line_what_is_missing(tmp_path, capsys, monkeypa
     monkeypatch.chdir(ROOT)
     sweep = ["experiments/ppo.py", "experiments/sweeps/kl.yaml"]
     assert publish.main([*sweep, str(tmp_path / "no.csv"), "PAGE.md"]) == 2
-    assert capsys.readouterr().err == f"error: cannot read {tmp_path / 'no.csv'}: No such file or directory\n"
+    assert (
+        capsys.readouterr().err == f"error: cannot read the summary: {tmp_path / 'no.csv'}: No such file or directory\n"
+    )
+    (tmp_path / "page.md").write_bytes(b"\xff")
+    assert publish.main([*LOSSES, str(tmp_path / "page.md")]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'page.md'}: not UTF-8 text (byte 0)\n"
+    assert publish.main([*LOSSES, str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}: Is a directory\n"

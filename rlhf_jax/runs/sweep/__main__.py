@@ -14,10 +14,12 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.runs.ranges import check, nearest, one_line
+from rlhf_jax.runs import track
+from rlhf_jax.runs.ranges import check, nearest
 from rlhf_jax.runs.sweep import live, results, slurm, spec, state
 from rlhf_jax.runs.sweep.execute import execute
 from rlhf_jax.runs.sweep.plan import Job, plan
+from rlhf_jax.runs.sweep.refused import words
 from rlhf_jax.runs.sweep.spec import Sweep
 
 
@@ -35,31 +37,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--submit", choices=("slurm", "local"), help="each point a job of submitit's (extra slurm)")
     args = parser.parse_args(argv)
     try:
-        check(args.jobs >= 1, f"--jobs must be 1 or more, got {args.jobs}")
-        sweep = spec.load(args.script, args.sweep, args.out)
-        jobs = _chosen(plan(sweep), args.only)
-        if args.dry_run:
-            print(listing(sweep, jobs))
-            return 0
-        results.check_metrics(jobs, sweep.metrics)
-        if args.submit:
-            states = slurm.submit(sweep, jobs, args.sweep, cluster=args.submit)
-        else:
-            metric = sweep.metrics[0].name
-            tell = live.watcher(jobs, metric)
-            states = execute(jobs, at_once=args.jobs, tell=tell, look=lambda job: _look(job, jobs, sweep))
-        lost = [job for job in jobs if states[job.id] != "done"]
-        if not args.only:
-            from rlhf_jax.runs.sweep import page  # late: it loads SciPy, which points need not wait for
-
-            found = collect(sweep, jobs, states, args.sweep)
-            print(f"\n{page.text(found)}\n\nreport: {page.write(found, sweep.out)}")
-        for job in lost if args.only else [job for job in lost if job.stage]:
-            print(f"{job.name} {states[job.id]}: {_why(job)}", file=sys.stderr)
-        return 1 if lost else 0
-    except UserError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return _run(args)
+    except (UserError, OSError) as error:
+        print(f"error: {words(error)}", file=sys.stderr)
         return 2
+
+
+def _run(args: argparse.Namespace) -> int:
+    check(args.jobs >= 1, f"--jobs must be 1 or more, got {args.jobs}")
+    sweep = spec.load(args.script, args.sweep, args.out)
+    jobs = _chosen(plan(sweep), args.only)
+    track.names()
+    if args.dry_run:
+        print(listing(sweep, jobs, args.only))
+        return 0
+    results.check_metrics(jobs, sweep.metrics)
+    jobs = state.still_needed(jobs, args.only)
+    for line in state.other_texts(jobs):
+        print(line, flush=True)
+    if args.submit:
+        states = slurm.submit(sweep, jobs, args.sweep, cluster=args.submit)
+    else:
+        metric = sweep.metrics[0].name
+        tell = live.watcher(jobs, metric)
+        states = execute(jobs, at_once=args.jobs, tell=tell, look=lambda job: _look(job, jobs, sweep))
+    lost = [job for job in jobs if states[job.id] != "done"]
+    if not args.only:
+        from rlhf_jax.runs.sweep import page  # late: it loads SciPy, which points need not wait for
+
+        found = collect(sweep, jobs, states, args.sweep)
+        print(f"\n{page.text(found)}\n\nreport: {page.write(found, sweep.out)}")
+    for job in lost if args.only else [job for job in lost if job.stage]:
+        print(f"{job.name} {states[job.id]}: {_why(job)}", file=sys.stderr)
+    return 1 if lost else 0
 
 
 def collect(sweep: Sweep, jobs: Sequence[Job], states: Mapping[str, str], title: str) -> results.Results:
@@ -76,18 +86,22 @@ def collect(sweep: Sweep, jobs: Sequence[Job], states: Mapping[str, str], title:
         outcomes.append(point)
     seconds = sum(point.seconds or 0 for point in outcomes)
     notes = [f"{sweep.script}, {len(outcomes)} runs in {sweep.out}/runs; {seconds / 60:.1f} minutes of them in all."]
+    notes += state.other_texts(jobs)
     metrics, arms = sweep.metrics, tuple(sweep.arms)
     return results.Results(title, arms, sweep.seeds, metrics, sweep.baseline, tuple(outcomes), tuple(notes), sweep.text)
 
 
-def listing(sweep: Sweep, jobs: Sequence[Job]) -> str:
+def listing(sweep: Sweep, jobs: Sequence[Job], only: Sequence[str] = ()) -> str:
     """Every job with its id and its command."""
     points = sum(not job.stage for job in jobs)
     lines = [f"{len(sweep.arms)} arms × {len(sweep.seeds)} seeds: {points} points, {len(jobs) - points} stages"]
+    needed = {job.id for job in state.still_needed(jobs, only)}
     for job in jobs:
         how = "done" if state.done(job) else "failed before" if state.failure(job) else "to run"
+        how = how if job.id in needed else "not needed"
         lines += [f"\n{job.id}  {job.name}  ({how})", f"  {shlex.join(job.command)}"]
     ended = sum(state.done(job) is not None for job in jobs)
+    lines += [f"\n{line}" for line in state.other_texts(jobs)]
     return "\n".join([*lines, f"\n{ended} of {len(jobs)} are done; nothing was run"])
 
 

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from rlhf_jax.runs.interrupt import interruptible
+from rlhf_jax.runs.ranges import check
 from rlhf_jax.runs.sweep import state
-from rlhf_jax.runs.sweep.plan import Job
+from rlhf_jax.runs.sweep.plan import Job, file_hash
 
 POLL = 0.05
 
@@ -30,6 +31,8 @@ class Child(NamedTuple):
     process: subprocess.Popen[bytes]
     lock: TextIO
     began: float
+    script: str
+    """Hash of the script's text at the start."""
 
 
 def execute(
@@ -52,7 +55,7 @@ def execute(
             while not stop():
                 for child in [child for child in children if child.process.poll() is not None]:
                     children.remove(child)
-                    states[child.job.id] = _settle(child, stopping=False)
+                    states[child.job.id] = _settle(child, stopping=bool(stop()))
                     if states[child.job.id] == "done":
                         look(child.job)
                 for job in jobs:
@@ -68,6 +71,7 @@ def execute(
                 child.process.send_signal(signal.SIGTERM)
             for child in children:
                 child.process.wait()
+            for child in children:
                 states[child.job.id] = _settle(child, stopping=True)
             tell(states)
 
@@ -79,6 +83,8 @@ def _next(job: Job, states: States, started: float, children: list[Child]) -> st
         return "blocked"
     if needed - {"done"}:
         return "waiting"
+    taken = job.folder.exists() and not job.folder.is_dir()
+    check(not taken, f"{job.folder} is a file where the folder of a run belongs: move it away")
     lock = state.lock(job)
     if lock is None:
         return "elsewhere"
@@ -86,6 +92,8 @@ def _next(job: Job, states: States, started: float, children: list[Child]) -> st
     if state.done(job) or (failed and failed["at"] >= started):  # another sweep has had it meanwhile
         lock.close()
         return "done" if state.done(job) else "failed"
+    if path := job.changed():
+        return _changed(job, path, {}, lock)
     children.append(_start(job, lock))
     return "running"
 
@@ -95,6 +103,7 @@ def _start(job: Job, lock: TextIO) -> Child:
     if job.folder.is_dir() and not goes_on:
         shutil.rmtree(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
+    script = file_hash(job.command[1])
     command = [sys.executable, *job.command[1:], *(["--resume", "true"] if goes_on else [])]
     with open(state.beside(job, "log"), "wb") as log:
         process = subprocess.Popen(
@@ -106,7 +115,7 @@ def _start(job: Job, lock: TextIO) -> Child:
             start_new_session=True,  # a terminal's Ctrl-C comes here alone, and is passed on once
             env=_environment(job),
         )
-    return Child(job, process, lock, time.monotonic())
+    return Child(job, process, lock, time.monotonic(), script)
 
 
 def _environment(job: Job) -> dict[str, str]:
@@ -117,16 +126,28 @@ def _environment(job: Job) -> dict[str, str]:
 
 
 def _settle(child: Child, *, stopping: bool) -> str:
-    """Write down how a job ended, then let it go."""
+    """Write down how a job ended, then let it go. What was told to stop is never done: scripts may end with 0 half-way."""
     code, job = child.process.returncode, child.job
-    facts = {"seconds": round(time.monotonic() - child.began, 2), "code": code}
+    facts = {"seconds": round(time.monotonic() - child.began, 2), "code": code, "script": child.script}
     try:
+        if path := job.changed():
+            return _changed(job, path, facts, child.lock)
+        if stopping:
+            return "stopped"
         if code == 0:
             state.mark(job, "done", facts)
             return "done"
-        if stopping:
-            return "stopped"
         state.mark(job, "failed", facts | {"error": state.last_error(job, code)})
         return "failed"
     finally:
         child.lock.close()
+
+
+def _changed(job: Job, path: str, facts: Mapping[str, Any], lock: TextIO) -> str:
+    """A job's failure because a file that its id goes by is another one now: nobody knows which text it has run."""
+    try:
+        shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)  # nothing goes on from there under this id
+        state.mark(job, "failed", {**facts, "error": f"{path} changed while the sweep ran: start it again"})
+        return "failed"
+    finally:
+        lock.close()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +96,7 @@ def sweep(
     """
     arms = _arms(points, grid)
     numbers = spec.seeds_of(seeds)
-    spec.check_baseline(baseline, arms)
+    baseline = spec.baseline_of(baseline, arms)
     chosen = None if metrics is None else spec.metrics_of(metrics)
     found: list[Outcome] = []
     logged: list[str] = []
@@ -136,7 +136,7 @@ def _together(function: Function, arms: Arms, seeds: Sequence[int]) -> Iterator[
         names: list[str] = []  # in the function's order, which a dict loses on its way through JAX
 
         def values(seed: jax.Array) -> tuple[Any, ...]:
-            returned = function(seed=seed, **settings)
+            returned = _named(function(seed=seed, **settings))
             names.extend(returned)
             return tuple(returned.values())
 
@@ -156,29 +156,44 @@ def _together(function: Function, arms: Arms, seeds: Sequence[int]) -> Iterator[
             yield _outcome(arm, seed, own, error, seconds / len(seeds))
 
 
-def _attempt(call: Function, **settings: Any) -> tuple[Mapping[str, Any], str, float]:
+def _attempt(call: Function, /, **settings: Any) -> tuple[Mapping[str, Any], str, float]:
     """What a call returned, its error, and how many seconds it took."""
     began = time.perf_counter()
     try:
-        returned, error = call(**settings), ""
+        returned, error = _named(call(**settings)), ""
     except Exception as raised:  # whatever it is: the other points go on
         returned, error = {}, f"{type(raised).__name__}: {one_line(str(raised))}"
     return returned, error, time.perf_counter() - began
+
+
+def _named(returned: Any) -> Mapping[str, Any]:
+    right = isinstance(returned, Mapping) and all(isinstance(name, str) for name in returned)
+    check(right, f"the function must return numbers by name, as {{'reward': 1.0}}, got {shown(returned)}")
+    return cast(Mapping[str, Any], returned)
 
 
 def _outcome(arm: str, seed: int, returned: Mapping[str, Any], error: str, seconds: float) -> Outcome:
     curves: dict[str, Curve] = {}
     try:
         curves = {name: _curve(name, value) for name, value in returned.items()}
-    except UserError as raised:
+    except Exception as raised:
         error = f"{type(raised).__name__}: {one_line(str(raised))}"
     return Outcome(arm, seed, "failed" if error else "done", {}, curves, error, seconds=round(seconds, 3))
 
 
-def _arms(points: Arms | None, grid: Mapping[str, Sequence[Any]] | None) -> dict[str, Mapping[str, Any]]:
-    arms: dict[str, Mapping[str, Any]] = {str(name): dict(own) for name, own in (points or {}).items()}
-    named = {key: [_word(value) for value in values] for key, values in (grid or {}).items()}
-    back = {key: dict(zip(named[key], values)) for key, values in (grid or {}).items()}
+def _arms(points: Any, grid: Any) -> dict[str, Mapping[str, Any]]:
+    points, grid = {} if points is None else points, {} if grid is None else grid
+    for what, told, like in (("points", points, "{'mine': {'loss': mine}}"), ("grid", grid, "{'loss': [mine, other]}")):
+        check(isinstance(told, Mapping), f"{what} must be a dict, as in {like}, got {shown(told)}")
+    for key, values in grid.items():
+        spec.check_list(f"grid.{key}", values)
+    for arm, own in [*points.items(), ("grid", grid)]:
+        check(isinstance(own, Mapping), f"points.{arm} must be settings, as in {{'loss': mine}}, got {shown(own)}")
+        right = all(isinstance(key, str) for key in own) and "seed" not in own
+        check(right, f"{arm}: settings are the function's arguments by name, but for `seed`, which the sweep gives")
+    arms: dict[str, Mapping[str, Any]] = {str(name): dict(own) for name, own in points.items()}
+    named = {key: _words(key, values) for key, values in grid.items()}
+    back = {key: dict(zip(named[key], values)) for key, values in grid.items()}
     for arm, settings in spec.arms_of(None, named).items():
         check(arm not in arms, f"points.{arm} has the name of a combination of the grid: duplicate points")
         arms[arm] = {key: back[key][word] for key, word in settings.items()}
@@ -190,16 +205,37 @@ def _arms(points: Arms | None, grid: Mapping[str, Sequence[Any]] | None) -> dict
     return arms
 
 
+def _words(key: str, values: Sequence[Any]) -> list[str]:
+    """A word for each value of a grid; functions of one name, such as lambdas, are numbered."""
+    found: list[str] = []
+    for i, value in enumerate(values):
+        word = _word(value)
+        twin = any(_equal(value, other) for other in values[:i])
+        check(not twin, f"grid.{key} has {word} twice: duplicate points")
+        count = sum(word == _word(other) for other in values[:i])
+        found.append(f"{word} {count + 1}" if count else word)
+    return found
+
+
 def _word(value: Any) -> str:
     return str(getattr(value, "__name__", None) or value)
 
 
+def _equal(one: Any, other: Any) -> bool:
+    return one is other or bool(np.array_equal(one, other))
+
+
 def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
+    return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
 
 
 def _curve(name: str, value: Any) -> Curve:
-    array = np.atleast_1d(np.asarray(value))
-    check(array.ndim == 1 and array.size > 0 and array.dtype.kind in "biuf",
-          f"{name} must be a number or a list of numbers, got {shown(value)}")  # fmt: skip
+    try:  # one by one: NumPy knows no list of bfloat16
+        array = np.stack([np.asarray(v) for v in value]) if isinstance(value, (list, tuple)) else np.asarray(value)
+    except ValueError:  # ragged, or empty
+        array = np.empty(0)
+    array = np.atleast_1d(array)
+    real = any(jnp.issubdtype(array.dtype, kind) for kind in (jnp.bool_, jnp.integer, jnp.floating))
+    right = array.ndim == 1 and array.size > 0 and real
+    check(right, f"{name} must be a number or a list of numbers, got {shown(value)}")
     return {i: float(v) if np.isfinite(v) else None for i, v in enumerate(array)}

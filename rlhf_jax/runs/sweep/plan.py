@@ -1,7 +1,8 @@
 """The points of a sweep and the stages they need, each resolved by its script's own parser: what runs, and after what.
 
 A run's id is a hash of what it computes: the script's name, every setting after defaults, the stages it reads (by their own
-ids) and the text of every user's function. Where runs are written, and how often they save, is no part of it.
+ids) and the text of every user's function. Where runs are written, and how often they save, is no part of it; nor is the
+script's own text, which the marker of a finished run keeps (`state.other_texts`).
 """
 
 import dataclasses
@@ -15,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax.errors import UserError
 from rlhf_jax.runs import config, strict_yaml
 from rlhf_jax.runs.ranges import check, nearest
+from rlhf_jax.runs.sweep.refused import refused
 from rlhf_jax.runs.sweep.spec import Stage, Sweep
 
-FREE = ("out", "data", "resume", "save_every", "keep", "dry_run")
+FREE = ("out", "resume", "save_every", "keep", "dry_run")
 """Settings that do not change what is computed."""
 
 
@@ -41,12 +42,18 @@ class Job:
     """Ids of the stages that come first."""
     resumes: bool
     """Whether the script goes on from a checkpoint when told `--resume true`."""
+    reads: tuple[tuple[str, str], ...] = ()
+    """(path, hash of its text) of each file that the id goes by and the script reads again: functions, its `--config`."""
 
     @property
     def name(self) -> str:
         """In words."""
         what = f"stage {self.stage}" if self.stage else self.arm
         return what if self.seed is None else f"{what}, seed {self.seed}"
+
+    def changed(self) -> str:
+        """The first of the files in `reads` that is no longer what it was; "" while all are."""
+        return next((path for path, text in self.reads if file_hash(path) != text), "")
 
 
 def plan(sweep: Sweep) -> list[Job]:
@@ -103,10 +110,10 @@ def _point_job(sweep: Sweep, arm: str, seed: int, settings: Mapping[str, Any], n
     for name in ("seed", "out"):
         check(name in _names(Experiment), f"{sweep.script} has no setting {name!r}, which a sweep must give")
     argv = [*_config(sweep.config), *arguments(settings), "--seed", str(seed)]
-    id = identity(sweep.script, argv, needs, f"arm {arm!r}")
+    id, reads = identity(sweep.script, argv, needs, sweep.config, f"arm {arm!r}")
     folder = sweep.out / "runs" / id
     command = ("python", sweep.script, *argv, "--out", str(folder))
-    return Job(id, arm, "", seed, folder, command, tuple(needs), "resume" in _names(Experiment))
+    return Job(id, arm, "", seed, folder, command, tuple(needs), "resume" in _names(Experiment), reads)
 
 
 def _stage_job(
@@ -116,11 +123,11 @@ def _stage_job(
     check("out" in _names(Experiment), f"{told.script} has no setting 'out', which a sweep must give")
     seeded = seed is not None and "seed" in _names(Experiment)
     argv = [*_config(told.config), *arguments(settings), *(["--seed", str(seed)] if seeded else [])]
-    id = identity(told.script, argv, needs, f"stages.{told.name}")
+    id, reads = identity(told.script, argv, needs, told.config, f"stages.{told.name}")
     folder = sweep.out.parent / "stages" / f"{told.name}-{id}"
     command = ("python", told.script, *argv, "--out", str(folder / told.out))
     resumes = "resume" in _names(Experiment)
-    return Job(id, "", told.name, seed, folder, command, tuple(needs), resumes)
+    return Job(id, "", told.name, seed, folder, command, tuple(needs), resumes, reads)
 
 
 def arguments(settings: Mapping[str, Any]) -> list[str]:
@@ -132,18 +139,34 @@ def arguments(settings: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def identity(script: str, argv: list[str], needs: Mapping[str, Job], where: str) -> str:
-    """12 hexadecimal digits that stand for what this command computes. UserError where the script refuses a setting."""
-    try:
-        cfg = config.parse(experiment_of(script), [*argv, "--out", "out"])
+def identity(
+    script: str, argv: list[str], needs: Mapping[str, Job], config_file: str, where: str
+) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """12 hexadecimal digits that stand for what this command computes, and the files that they go by, with their hashes.
+
+    UserError where the script refuses a setting, or cannot read settings at all.
+    """
+    Experiment = experiment_of(script)
+    with refused(where, Exception, SystemExit):
+        reads = {config_file: file_hash(config_file)} if config_file else {}
+        cfg = config.parse(Experiment, [*argv, "--out", "out"])
         settings = {key: value for key, value in strict_yaml.plain(cfg).items() if key not in FREE}
+        if not settings.get("data", True):  # none: ids stay what they were
+            del settings["data"]
         functions = {spec: _function_hash(spec) for spec in sorted(_functions(settings))}
-    except UserError as error:
-        raise UserError(f"{where}: {error}") from None
+    reads |= {spec.rpartition(":")[0]: text for spec, text in functions.items()}
     text = json.dumps([Path(script).name, settings, functions], sort_keys=True, ensure_ascii=False)
     for job in needs.values():
         text = text.replace(json.dumps(str(job.folder), ensure_ascii=False)[1:-1], f"stage {job.id}")
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12], tuple(reads.items())
+
+
+def file_hash(path: str) -> str:
+    """Of a file's text; "" where it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 @functools.cache
@@ -152,7 +175,8 @@ def experiment_of(script: str) -> Any:
     folder = str(Path(script).resolve().parent)
     if folder not in sys.path:  # where Python would look for the files beside a script
         sys.path.insert(0, folder)
-    found = config.resolve_function(f"{script}:Experiment", "script")
+    with refused(f"script: {script}", SystemExit):
+        found = config.resolve_function(f"{script}:Experiment", "script")
     check(dataclasses.is_dataclass(found), f"{script}: Experiment is no dataclass of settings")
     return found
 
@@ -175,8 +199,9 @@ def _functions(value: Any) -> set[str]:
 
 @functools.cache
 def _function_hash(spec: str) -> str:
+    text = file_hash(spec.rpartition(":")[0])
     config.resolve_function(spec)  # a name that is wrong is told before anything runs
-    return hashlib.sha256(Path(spec.rpartition(":")[0]).read_bytes()).hexdigest()
+    return text
 
 
 def _deep(value: Any, put: Any) -> Any:

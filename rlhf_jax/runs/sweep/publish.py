@@ -8,6 +8,7 @@ written beside the page; all other words stay. Run again, it changes nothing.
 
 import argparse
 import csv
+import math
 import os
 import re
 import sys
@@ -19,9 +20,10 @@ from typing import Any
 from rlhf_jax.errors import UserError
 from rlhf_jax.runs import chart
 from rlhf_jax.runs.chart import number
-from rlhf_jax.runs.ranges import check, nearest, one_line
+from rlhf_jax.runs.ranges import check, nearest, shown
 from rlhf_jax.runs.sweep import charts, page, spec
 from rlhf_jax.runs.sweep.compare import compare
+from rlhf_jax.runs.sweep.refused import refused, words
 from rlhf_jax.runs.sweep.results import Outcome, Results
 from rlhf_jax.runs.sweep.spec import Metric, Sweep
 
@@ -34,25 +36,42 @@ svg text{{font-size:11px;fill:var(--soft)}}svg .grid{{stroke:var(--line)}}svg .n
 
 def from_csv(sweep: Sweep, path: str | Path) -> Results:
     """The results that a summary.csv holds, without curves. UserError for a file that is not of this sweep."""
-    try:
+    with refused("cannot read the summary", OSError), refused(str(path), UnicodeDecodeError, csv.Error):
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    outcomes = tuple(_outcome(row, sweep, path) for row in rows)
-    known = {(outcome.arm, outcome.seed) for outcome in outcomes}
+    outcomes = tuple(_outcome(row, sweep, f"{path}, row {i}") for i, row in enumerate(rows, 1))
+    known: set[tuple[str, int]] = set()
+    for point in outcomes:
+        check(
+            (point.arm, point.seed) not in known, f"{path} has two rows of {point.arm!r}, seed {point.seed}: keep one"
+        )
+        known.add((point.arm, point.seed))
     lost = [f"{arm!r}, seed {seed}" for arm in sweep.arms for seed in sweep.seeds if (arm, seed) not in known]
     check(not lost, f"{path} has no row of {lost and lost[0]}, which the sweep has")
     return Results("", tuple(sweep.arms), sweep.seeds, sweep.metrics, sweep.baseline, outcomes)
 
 
-def _outcome(row: Mapping[str, str], sweep: Sweep, path: str | Path) -> Outcome:
+def _outcome(row: Mapping[str, str], sweep: Sweep, at: str) -> Outcome:
     needed = ("arm", "seed", "status", *(metric.name for metric in sweep.metrics))
     for column in needed:
-        check(column in row, f"{path} has no column {column!r}; is it the summary.csv of this sweep?")
-    check(row["arm"] in sweep.arms, f"{path}: the sweep has no arm {row['arm']!r}{nearest(row['arm'], sweep.arms)}")
-    values = {metric.name: float(row[metric.name]) for metric in sweep.metrics if row[metric.name]}
+        check(column in row, f"{at} has no column {column!r}; is it the summary.csv of this sweep?")
+    whole = None not in row and None not in row.values()  # what DictReader makes of cells too many, and too few
+    check(whole, f"{at} has not as many cells as the first line has columns")
+    check(row["arm"] in sweep.arms, f"{at}: the sweep has no arm {row['arm']!r}{nearest(row['arm'], sweep.arms)}")
+    check(row["seed"].isdecimal(), f"{at}: seed must be a whole number, got {shown(row['seed'])}")
+    values = {
+        metric.name: _number(row[metric.name], f"{at}: {metric.name}") for metric in sweep.metrics if row[metric.name]
+    }
     return Outcome(row["arm"], int(row["seed"]), row["status"], values, {})
+
+
+def _number(text: str, name: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    check(math.isfinite(value), f"{name} must be a number, got {shown(text)}")
+    return value
 
 
 def table(found: Results, metric: Metric) -> str:
@@ -107,19 +126,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         path = Path(args.page)
         found = from_csv(spec.load(args.script, args.sweep), args.summary)
-        try:
-            filled, drawings = fill(path.read_text(encoding="utf-8"), found, path.stem)
-            for file, text in {path.name: filled, **drawings}.items():
-                target = path.with_name(file)
-                hidden = target.with_name(f".{target.name}.new")
-                hidden.write_text(text, encoding="utf-8")
-                os.replace(hidden, target)
-        except OSError as error:
-            raise UserError(f"{error.filename}: {error.strerror}") from None
+        with refused(str(path), UnicodeDecodeError):
+            text = path.read_text(encoding="utf-8")
+        filled, drawings = fill(text, found, path.stem)
+        for file, content in {path.name: filled, **drawings}.items():
+            target = path.with_name(file)
+            hidden = target.with_name(f".{target.name}.new")
+            hidden.write_text(content, encoding="utf-8")
+            os.replace(hidden, target)
         print(f"{path}: {len(drawings)} tables and drawings")
         return 0
-    except UserError as error:
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"error: {words(error)}", file=sys.stderr)
         return 2
 
 

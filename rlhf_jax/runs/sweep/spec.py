@@ -90,6 +90,7 @@ def load(script: str | Path, path: str | Path, out: str | Path = "") -> Sweep:
     """Read a sweep's YAML. UserError, in one line, for anything that can be told wrong without the script."""
     data, where = strict_yaml.load(path), f"{path}: "
     _keys(data, KEYS, where)
+    _plain(data, where)
     for name in ("settings", "points", "grid", "stages", "slurm"):
         value = data.get(name)
         check(value is None or isinstance(value, dict), f"{where}{name} must be {{name: …}}, got {shown(value)}")
@@ -100,15 +101,15 @@ def load(script: str | Path, path: str | Path, out: str | Path = "") -> Sweep:
     for name, settings in [("settings", common), *arms.items()]:
         ours = [key for key in OURS if key in settings]
         check(not ours, f"{where}{name}: {ours and ours[0]} is the sweep's to give" + SEEDS_TOLD)
-    baseline = str(data.get("baseline") or "")
-    check_baseline(baseline, arms, where)
+    folder = data.get("out") or ""
+    check(isinstance(folder, str), f"{where}out must be the name of a folder, got {shown(folder)}")
     return Sweep(
         script=str(script),
-        out=Path(out or data.get("out") or Path("runs/sweeps") / Path(path).stem),
+        out=Path(out or folder or Path("runs/sweeps") / Path(path).stem),
         arms=arms,
         seeds=seeds_of(data.get("seed", 1), where),
         metrics=metrics_of(data.get("metrics"), where),
-        baseline=baseline,
+        baseline=baseline_of(data.get("baseline"), arms, where),
         config=_file(data.get("config"), f"{where}config"),
         stages={str(name): _stage(str(name), told, where) for name, told in (data.get("stages") or {}).items()},
         slurm=data.get("slurm") or {},
@@ -119,7 +120,7 @@ def load(script: str | Path, path: str | Path, out: str | Path = "") -> Sweep:
 SEEDS_TOLD = ": seeds are `seed: 5` or `seed: [0, 1]` at the top of the file, the folder is `out`"
 
 
-def flat(settings: Mapping[Any, Any], where: str, prefix: str = "") -> dict[str, Any]:
+def flat(settings: Any, where: str, prefix: str = "") -> dict[str, Any]:
     """{dotted name: value} of settings that may be nested; an empty group stays a value. UserError for one given twice."""
     found: dict[str, Any] = {}
     check(isinstance(settings, Mapping), f"{where} must be {{name: value}}, got {shown(settings)}")
@@ -134,10 +135,11 @@ def flat(settings: Mapping[Any, Any], where: str, prefix: str = "") -> dict[str,
 
 def arms_of(points: Mapping[Any, Any] | None, grid: Mapping[Any, Any] | None, where: str = "") -> dict[str, Any]:
     """{arm: its settings}: the points by their names, then every combination of the grid, named by its values."""
-    arms = {str(name): flat(own or {}, f"{where}points.{name}") for name, own in (points or {}).items()}
+    arms = {}
+    for name, own in (points or {}).items():
+        arms[str(name)] = flat({} if own is None else own, f"{where}points.{name}")
     for key, values in (grid or {}).items():
-        listed = isinstance(values, (list, tuple)) and len(values) > 0
-        check(listed, f"{where}grid.{key} must be a list of values, got {shown(values)}")
+        check_list(f"{where}grid.{key}", values)
         for i, value in enumerate(values):
             check(value not in values[:i], f"{where}grid.{key} has {shown(value)} twice: duplicate points")
     if grid:
@@ -150,22 +152,39 @@ def arms_of(points: Mapping[Any, Any] | None, grid: Mapping[Any, Any] | None, wh
     return arms
 
 
+def check_list(name: str, values: Any) -> None:
+    """UserError for what is no list of values, or an empty one."""
+    listed = isinstance(values, (list, tuple)) and len(values) > 0
+    check(listed, f"{name} must be a list of values, got {shown(values)}")
+
+
+MAX_SEEDS = 1000
+"""Seeds by count; more of them is one seed without its brackets."""
+
+
 def seeds_of(value: Any, where: str = "") -> tuple[int, ...]:
     """Seeds from a count or a list. UserError for none, one that is given twice, or one that is no whole number >= 0."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     check(whole or isinstance(value, Sequence) and not isinstance(value, str),
           f"{where}seed must be how many seeds, or a list of them, got {shown(value)}")  # fmt: skip
+    asked = f"{value} asks for {value} seeds; write [{value}] for that one"
+    check(not whole or value <= MAX_SEEDS, f"{where}seed: {asked}, or a list for more than {MAX_SEEDS}")
     seeds = list(range(value)) if whole else list(value)
     check(len(seeds) > 0, f"{where}seed is empty: give how many seeds, or a list such as [0, 1, 2, 3, 4]")
-    for i, seed in enumerate(seeds):
+    known = set()
+    for seed in seeds:
         right = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
         check(right, f"{where}seed must be whole numbers of 0 or more, got {shown(seed)}")
-        check(seed not in seeds[:i], f"{where}seed has {seed} twice: duplicate points")
+        check(seed not in known, f"{where}seed has {seed} twice: duplicate points")
+        known.add(seed)
     return tuple(seeds)
 
 
 def metrics_of(value: Any, where: str = "") -> tuple[Metric, ...]:
     """Metrics from a list of names or {name: {over, better, unit, optional}}. UserError for none and for a bad one."""
+    for each in value if isinstance(value, (list, tuple)) else ():
+        mapping = "metrics: {rollout/score: {over: 0.2}}"
+        check(isinstance(each, str), f"{where}metrics: {shown(each)} is no name; to say more of one, write {mapping}")
     told = dict.fromkeys(value) if isinstance(value, (list, tuple)) else value
     check(isinstance(told, Mapping) and len(told) > 0,
           f"{where}metrics must be a list of names in metrics.jsonl, such as [rollout/score], got {shown(value)}")  # fmt: skip
@@ -178,6 +197,8 @@ def metrics_of(value: Any, where: str = "") -> tuple[Metric, ...]:
             f"{at} must be {{over: …, better: …}}",
         )
         _keys(more or {}, METRIC_KEYS, f"{at}: ")
+        unit = (more or {}).get("unit", "")
+        check(isinstance(unit, str), f"{at}.unit must be a text, got {shown(unit)}")
         metric = Metric(name, **(more or {}))
         number = isinstance(metric.over, (int, float)) and not isinstance(metric.over, bool)
         check(number and math.isfinite(metric.over) and 0 < metric.over <= 1,
@@ -188,10 +209,12 @@ def metrics_of(value: Any, where: str = "") -> tuple[Metric, ...]:
     return tuple(found)
 
 
-def check_baseline(baseline: str, arms: Mapping[str, Any], where: str = "") -> None:
-    """UserError for a baseline that is no arm, with the nearest."""
+def baseline_of(value: Any, arms: Mapping[str, Any], where: str = "") -> str:
+    """The arm that others are compared with, "" for None. UserError for one that is no arm, with the nearest."""
+    baseline = "" if value is None else str(value)
     known = not baseline or baseline in arms
     check(known, f"{where}baseline: there is no arm {baseline!r}{nearest(baseline, arms, 0.0)}")
+    return baseline
 
 
 def _stage(name: str, told: Any, where: str) -> Stage:
@@ -225,6 +248,23 @@ def _file(path: Any, name: str) -> str:
 def _keys(told: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
     for key in told:
         check(key in known, f"{where}unknown key {str(key)!r}{nearest(str(key), known, 0.0)}")
+
+
+def _plain(value: Any, where: str, at: str = "") -> None:
+    """UserError for what YAML can hold and no command line can."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _plain(key, where, at)
+            _plain(inner, where, f"{at}.{key}" if at else str(key))
+    elif isinstance(value, list):
+        for inner in value:
+            _plain(inner, where, at)
+    elif isinstance(value, str):
+        wrong = re.search(r"[\0\ud800-\udfff]", value)
+        check(wrong is None, f"{where}{at} has the character {wrong and wrong[0]!a} in {shown(value)}: leave it out")
+    else:
+        right = value is None or isinstance(value, (bool, int, float))
+        check(right, f"{where}{at} must be a text, a number, true, false, a list or {{name: …}}, got {shown(value)}")
 
 
 def _told(value: Any) -> str:

@@ -7,12 +7,12 @@ however they end: a job whose sweep was killed goes on alone, and another sweep 
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from rlhf_jax.errors import UserError
-from rlhf_jax.runs.sweep.plan import Job
+from rlhf_jax.runs.sweep.plan import Job, file_hash
 
 try:
     import fcntl
@@ -26,13 +26,39 @@ def beside(job: Job, kind: str) -> Path:
 
 
 def done(job: Job) -> dict[str, Any] | None:
-    """The facts of a finished job: command, seconds, at (Unix time of its end); None while it is not finished."""
-    return _read(beside(job, "done")) if job.folder.exists() else None
+    """The facts of a finished job: command, seconds, at (Unix time of its end), script (hash of its text at the start);
+    None while it is not finished."""
+    return _read(beside(job, "done")) if job.folder.is_dir() else None
 
 
 def failure(job: Job) -> dict[str, Any] | None:
     """The facts of its last failure: command, seconds, at, code, error; None without one."""
     return _read(beside(job, "failed"))
+
+
+def other_texts(jobs: Sequence[Job]) -> list[str]:
+    """A line for each script with another text now than when some of the finished jobs ran: an id does not go by it."""
+    found: dict[str, list[str]] = {}
+    now: dict[str, str] = {}
+    for job in jobs:
+        script = job.command[1]
+        text = now.setdefault(script, file_hash(script))
+        if (done(job) or {}).get("script", text) != text:
+            found.setdefault(script, []).append(job.id)
+    return [
+        f"{len(ids)} {'points were' if len(ids) > 1 else 'point was'} run with another text of {Path(script).name} "
+        f"({', '.join(ids[:3])}{' …' if len(ids) > 3 else ''}): delete their folders to run them again"
+        for script, ids in found.items()
+    ]
+
+
+def still_needed(jobs: Sequence[Job], also: Sequence[str] = ()) -> list[Job]:
+    """The jobs without those stages that are not done and that no unfinished point needs, nor is among the ids `also`."""
+    wanted = set(also)
+    for job in reversed(jobs):  # a job comes after those it needs
+        if job.id in wanted or not (job.stage or done(job)):
+            wanted |= {job.id, *job.needs}
+    return [job for job in jobs if job.id in wanted or not job.stage or done(job)]
 
 
 def mark(job: Job, kind: str, facts: Mapping[str, Any]) -> None:
