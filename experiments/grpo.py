@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import optax
 from grpo_parts import build_advantage, build_forward, build_greedy, build_targets
-from ppo_parts import build_collect, build_reward, build_show, build_update, check, open_policy
+from ppo_parts import build_collect, build_reward, build_show, build_update, check, check_functions, open_policy
 
 from rlhf_jax.algorithms import group, rollout
 from rlhf_jax.algorithms.update import summarise
@@ -91,9 +91,10 @@ class Experiment:
 
 def main(cfg: Experiment) -> dict[str, Any]:
     """Run it; the last iteration's metrics, and under "folder" where the aligned model lies."""
+    check_functions(cfg, cfg.grpo)
+    advantage = build_advantage(cfg)
     if cfg.dry_run:
         return dry_run.plan(cfg).show()
-    advantage = build_advantage(cfg)
     # old and new log-probabilities by one forward of one shape, so that the first ratio is 1
     rows = cfg.rows // (cfg.grpo.minibatches * cfg.grpo.microbatches)
     mesh = settings.make_mesh(cfg.mesh, rows)

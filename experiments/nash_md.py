@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 from online_parts import build_collect, build_contest, build_forward
-from ppo_parts import bound, build_reward, build_show, named, open_policy
+from ppo_parts import bound, build_reward, build_show, check_functions, named, open_policy
 
 from rlhf_jax.algorithms import nash, rollout
 from rlhf_jax.algorithms.update import check_division, make_update, summarise
@@ -106,6 +106,7 @@ class Experiment:
 def main(cfg: Experiment) -> dict[str, Any]:
     """Run it; the last iteration's metrics, and under "folder" where the aligned model lies."""
     objective = bound(named(cfg.loss, "loss", objectives, objectives.LOSSES), cfg, ("beta",))
+    check_functions(cfg)
     if cfg.dry_run:
         return dry_run.plan(cfg).show()
     rows = cfg.prompts_per_iteration // (cfg.minibatches * cfg.microbatches)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from dpo_parts import losses_of
 from online_parts import build_collect, build_forward
-from ppo_parts import build_reward, build_show, open_policy
+from ppo_parts import build_reward, build_show, check_functions, open_policy
 
 from rlhf_jax.algorithms import offline, online, rollout
 from rlhf_jax.algorithms.update import check_division, make_update, summarise
@@ -120,6 +120,7 @@ def main(cfg: Experiment) -> dict[str, Any]:
     spans = any(offline.says(each, "spans_rows") for each, _ in losses.objectives.values())
     config.check(losses.kind == "pairs", f"loss must be one of pairs; {cfg.loss} learns from single responses")
     config.check(not spans or cfg.microbatches == 1, f"microbatches must be 1: {cfg.loss} compares rows of a batch")
+    check_functions(cfg)
     if cfg.dry_run:
         return dry_run.plan(cfg).show()
     rows = cfg.rows // (cfg.minibatches * cfg.microbatches)

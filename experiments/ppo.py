@@ -21,6 +21,7 @@ from ppo_parts import (
     build_update,
     build_value,
     check,
+    check_functions,
     open_policy,
     split_roles,
 )
@@ -97,6 +98,7 @@ class Experiment:
 
 def main(cfg: Experiment) -> dict[str, Any]:
     """Run it; the last iteration's metrics, and under "folder" where the aligned model lies."""
+    check_functions(cfg, cfg.ppo)
     if cfg.dry_run:
         return dry_run.plan(cfg).show()
     # old and new log-probabilities by one forward of one shape, so that the first ratio is 1

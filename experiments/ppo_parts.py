@@ -146,6 +146,15 @@ def policy_loss(cfg: PPO | GRPO) -> Any:
     return bound(named(cfg.policy_loss, name, policy_zoo, policy_zoo.LOSSES), cfg, policy_zoo.SETTINGS)
 
 
+def check_functions(cfg: Any, *chosen: PPO | GRPO) -> None:
+    """UserError for a reward or a policy loss of the user's own that is not there: a dry run tells it too."""
+    for name, part in cfg.rewards.items():
+        if part.function:
+            config.resolve_function(part.function, f"rewards.{name}.function")
+    for each in chosen:
+        policy_loss(each)
+
+
 def build_optimizer(cfg: Any) -> optax.GradientTransformation:
     """One Adam for the policy, frozen while the critic warms up, one for the value model, each with its own clip."""
     per_iteration = cfg.ppo.epochs * cfg.ppo.minibatches

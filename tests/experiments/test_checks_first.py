@@ -1,6 +1,7 @@
 """What would be found late, after sampling or training, or never: windows, outputs, files, tokenizers, a run cut short."""
 
 import dataclasses
+import importlib
 import re
 import shutil
 from pathlib import Path
@@ -23,7 +24,7 @@ from rlhf_jax.errors import UserError
 from rlhf_jax.generate import engine
 from rlhf_jax.model import hf
 from rlhf_jax.playground import tokenizer
-from rlhf_jax.runs import data, session, settings
+from rlhf_jax.runs import config, data, session, settings
 from rlhf_jax.runs.ppo_settings import Reward
 from rlhf_jax.types import Sampling
 from tests.experiments.conftest import PROMPT, RESPONSE, draw, lines, model_config, write
@@ -198,3 +199,26 @@ def test_the_readme_names_the_scripts_that_resume():
     (named,) = re.findall(r"Those that train \((.*?)\) also take `--resume true`", text)
     scripts = [sft, reward_model, ppo, grpo, dpo, online_dpo, nash_md, distill, generate, evaluate, quickstart]
     assert re.findall(r"`(\w+)`", named) == [each.__name__ for each in scripts if hasattr(each.Experiment, "resume")]
+
+
+@pytest.mark.parametrize(
+    ("script", "setting", "value", "words"),
+    [
+        ("ppo", "ppo.policy_loss", "unclip", "did you mean 'unclipped'?"),
+        ("ppo", "rewards.brief.function", "FILE:breif", "has no function 'breif'; did you mean 'brief'?"),
+        ("grpo", "grpo.policy_loss", "nowhere.py:loss", "nowhere.py"),
+        ("grpo", "grpo.advantage", "rlo", "did you mean 'rloo'?"),
+        ("nash_md", "rewards.brief.function", "FILE:breif", "did you mean 'brief'?"),
+        ("online_dpo", "rewards.brief.function", "FILE:breif", "did you mean 'brief'?"),
+    ],
+)
+def test_a_dry_run_tells_of_functions_that_are_not_there(script, setting, value, words, tmp_path, capsys):
+    """Before it looks for a model, of which there is none."""
+    file = tmp_path / "mine.py"
+    file.write_text("def brief(prompts, responses, meta):\n    return [0.0] * len(responses)\n")
+    told = {"policy": "none", "prompts": "none", "rewards.brief.function": f"{file}:brief", "dry_run": "true"}
+    told |= {setting: value.replace("FILE", str(file))}
+    module = importlib.import_module(script)
+    with pytest.raises(SystemExit) as ended:
+        config.command(module.main, module.Experiment, [f"--{key}={text}" for key, text in told.items()])
+    assert ended.value.code == 2 and words in capsys.readouterr().err
