@@ -452,6 +452,7 @@ print(json.dumps([int(state.step), [row | summarise(steps) for row, steps in zip
 """
 
 
+@pytest.mark.long
 def test_invariant_49_a_hundred_steps_give_the_recorded_metrics():
     """To 1e-4, whatever the version of JAX: those of 0.10.2 and 0.11.2 differ by 2e-6. Compiled as users' programs are,
     in a process of its own: without LLVM's optimisations rounding differs, and after 100 steps by up to 3e-3."""

@@ -621,6 +621,7 @@ def run(tmp_path_factory):
     return told, [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_script_critic_warmup_leaves_the_policy_alone(run):
     _, (first, second, _) = run
     assert first["policy/ratio_deviation"] == 0 and first["rollout/kl"] == 0
@@ -656,6 +657,17 @@ def test_reference_moves_by_its_share():
     np.testing.assert_allclose(optax.incremental_update(policy_now, reference, 0.25), [0.25, 0.0])
 
 
+def test_settings_of_one_loss_alone():
+    """SAPO's temperatures and the coefficient of the KL penalty reach them, and none of the others."""
+    for name, given in {
+        "sapo": {"tau_pos": 0.7, "tau_neg": 1.2},
+        "kl_penalty": {"penalty": 3.0},
+        "clipped": {},
+    }.items():
+        chosen = PPO(policy_loss=name, tau_pos=0.7, tau_neg=1.2, penalty=3.0)
+        assert ppo_parts.policy_loss(chosen).keywords == given
+
+
 SETTINGS = {
     "epochs": test_epochs_times_minibatches_of_re_dealt_samples,
     "minibatches": test_epochs_times_minibatches_of_re_dealt_samples,
@@ -674,6 +686,9 @@ SETTINGS = {
     "clip": test_policy_clip_and_asymmetric_clip,
     "clip_high": test_policy_clip_and_asymmetric_clip,
     "dual_clip": test_dual_clip,
+    "tau_pos": test_settings_of_one_loss_alone,
+    "tau_neg": test_settings_of_one_loss_alone,
+    "penalty": test_settings_of_one_loss_alone,
     "value_clip": test_value_clip,
     "value_coef": test_value_coef,
     "entropy_coef": test_entropy_bonus,

@@ -45,7 +45,7 @@ def test_pandalm_becomes_pairs_for_trl(given, tmp_path, capsys):
     assert told == json.loads((tmp_path / "out.jsonl.manifest.json").read_text())
     assert told["left_out"] == {"tie": 1} and told["fields_left_out"] == {"annotator_age": 5}
     shown = capsys.readouterr().out
-    assert "(pandalm, Apache-2.0): 2 rows read, 2 kept as 6 records." in shown
+    assert "(pandalm; the set published in this form is under Apache-2.0): 2 rows read, 2 kept as 6 records." in shown
     assert "5 rows of trl_explicit from 6 records (6 human); left out: tie 1." in shown
 
 

@@ -271,4 +271,4 @@ def test_the_committed_table_is_that_of_these_arms_and_in_the_readme():
     tried = run["tried_on_seed_0"]
     assert list(tried) == list(rows) and all(1 <= len(tries) <= 4 for tries in tried.values())
     fallen = dict(tried["DPO"])["beta 0.1, 0.4 epochs"]
-    assert f"fell to {fallen:.3f} there, below SFT's {tried['SFT'][0][1]:.3f}" in readme
+    assert f"fell to {fallen:.3f} on seed 0, below SFT's {tried['SFT'][0][1]:.3f}" in readme

@@ -95,6 +95,7 @@ def logprobs(world, params, facts):
     return forward(params, facts.tokens, facts.prompt_length, facts.response_length)[0]
 
 
+@pytest.mark.long
 def test_the_reference_is_the_base_with_the_adapter_it_started_from(world, tuned, aligned):
     """Bit by bit, before and after the policy has moved; never the bare base."""
     opened = models.open_model(str(tuned / "model"))
@@ -107,6 +108,7 @@ def test_the_reference_is_the_base_with_the_adapter_it_started_from(world, tuned
     assert aligned.result["compilations"]["update"] == aligned.result["compilations"]["policy"] == 1
 
 
+@pytest.mark.long
 def test_the_base_is_one_stays_where_it_is_and_as_it_is(world, aligned):
     """Policy and value stand on the same buffers through all updates; what is trained, and what Adam counts, is the rest."""
     before = hf.load(world.model)[1]
@@ -126,6 +128,7 @@ def test_the_base_is_one_stays_where_it_is_and_as_it_is(world, aligned):
         assert all(moved), role
 
 
+@pytest.mark.long
 def test_the_saved_adapter_is_the_policy_and_the_next_stage_opens_it(world, aligned, tmp_path):
     opened = models.open_model(str(aligned.folder / "model"))
     assert peft.base_of(aligned.folder / "model")[0] == str(Path(world.model).resolve())

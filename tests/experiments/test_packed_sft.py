@@ -12,6 +12,7 @@ from tests.experiments.conftest import TEXT, lines
 WINDOW = 3 * TEXT
 
 
+@pytest.mark.long
 def test_packed_and_unpacked_runs_begin_with_one_loss(world, tmp_path, capsys):
     """A batch of everything, packed or not, holds the same tokens; nothing is held out. Held-out rows are never packed."""
     found, _ = formats.load_demonstrations(world.demonstrations)

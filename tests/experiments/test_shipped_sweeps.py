@@ -17,6 +17,7 @@ def at_the_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
+@pytest.mark.long
 def test_every_arm_is_planned_and_all_sweeps_share_the_worlds():
     worlds = set()
     assert {path.stem for path in (ROOT / "experiments/sweeps").iterdir()} == set(POINTS)
